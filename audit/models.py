@@ -1,0 +1,104 @@
+"""One row for every request to `/v1/*`, and the counters that are kept with it.
+
+A row stands alone: it copies the key's name and owner as they were, and has no foreign key into
+the policy, so that nothing done to a key later can change what happened.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+
+
+class Outcome(models.TextChoices):
+    RUNNING = "running", "running"
+    OK = "ok", "ok"
+    REJECTED = "rejected", "rejected"
+    FAILED = "failed", "failed"
+    TIMED_OUT = "timed_out", "timed out"
+    CANCELLED = "cancelled", "cancelled"
+    INTERRUPTED = "interrupted", "interrupted"
+
+
+class RequestRecord(models.Model):
+    """What one request was: who, what, where, under which policy, how long, at what cost.
+
+    Written by `audit.writer` alone. None means unknown, never zero. No prompt, no answer, no secret.
+    """
+
+    request_id = models.UUIDField(unique=True)
+    created_at = models.DateTimeField(db_index=True)
+    instance = models.CharField(max_length=32)
+    boot = models.CharField(max_length=32)
+
+    endpoint = models.CharField(max_length=200)
+    method = models.CharField(max_length=10)
+    client_address = models.CharField(max_length=64, blank=True)
+    user_agent = models.CharField(max_length=300, blank=True)
+
+    key_id = models.BigIntegerField(null=True)
+    key_name = models.CharField(max_length=100, blank=True)
+    key_prefix = models.CharField(max_length=32, blank=True)
+    key_owner = models.CharField(max_length=150, blank=True)
+
+    stream = models.BooleanField(null=True)
+    model_asked = models.CharField(max_length=100, blank=True)
+    model_served = models.CharField(max_length=100, blank=True)
+    engine = models.CharField(max_length=16, blank=True)
+    worker = models.CharField(max_length=64, blank=True)
+    codex_version = models.CharField(max_length=32, blank=True)
+
+    cwd = models.CharField(max_length=1000, blank=True)
+    root_alias = models.CharField(max_length=64, blank=True)
+    agent_mode = models.BooleanField(default=False)
+    grant_id = models.BigIntegerField(null=True)
+    sandbox = models.CharField(max_length=32, blank=True)
+
+    outcome = models.CharField(max_length=16, choices=Outcome.choices, default=Outcome.RUNNING)
+    http_status = models.PositiveSmallIntegerField(null=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    error_message = models.CharField(max_length=500, blank=True)
+
+    input_tokens = models.PositiveBigIntegerField(null=True)
+    cached_input_tokens = models.PositiveBigIntegerField(null=True)
+    output_tokens = models.PositiveBigIntegerField(null=True)
+    reasoning_output_tokens = models.PositiveBigIntegerField(null=True)
+
+    first_delta_ms = models.FloatField(null=True)
+    engine_ms = models.FloatField(null=True)
+    total_ms = models.FloatField(null=True)
+    phases = models.JSONField(default=dict)
+
+    class Meta:
+        verbose_name = "request"
+        ordering: ClassVar = ["-id"]
+        # Each list of the admin is a range scan of (column, id): newest first without a sort.
+        indexes: ClassVar = [
+            models.Index(fields=[column, "id"], name=f"request_{column}")
+            for column in (
+                "outcome", "key_id", "key_prefix", "engine", "model_served", "agent_mode",
+                "stream", "http_status",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.request_id)
+
+
+class RequestCounter(models.Model):
+    """How many requests have ended, by outcome and status: counted where the row is closed."""
+
+    outcome = models.CharField(max_length=16)
+    http_status = models.PositiveSmallIntegerField()
+    count = models.PositiveBigIntegerField(default=0)
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["outcome", "http_status"], name="one_counter_each")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.outcome} {self.http_status}: {self.count}"

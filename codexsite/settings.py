@@ -1,0 +1,232 @@
+"""Environment in, typed values out. A bad value stops the start and is named; README lists all.
+
+Nothing else in the project reads the environment.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+from environs import Env, EnvError
+
+from codexsite.datadir import DataDir
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = Env()
+
+
+def read(reader: Any, name: str, default: Any = None) -> Any:  # noqa: ANN401 - environs' readers
+    """Return the variable through an environs reader; raise `ImproperlyConfigured` naming it."""
+    try:
+        return reader(name, default)
+    except (EnvError, ValueError) as error:
+        raise ImproperlyConfigured(f"{name}: {error}") from error
+
+
+# --- Where things are -------------------------------------------------------------------------
+
+DATA_DIR = DataDir(
+    Path(read(env.str, "CODEX_PROXY_DATA_DIR", "~/.codexsite")).expanduser().resolve()
+)
+DATA_DIR.prepare()
+
+SECRET_KEY = read(env.str, "CODEX_PROXY_SECRET_KEY") or DATA_DIR.secret_key()
+INSTANCE_ID = DATA_DIR.instance_id()
+DEBUG = read(env.bool, "CODEX_PROXY_DEBUG", False)
+
+# --- The proxy --------------------------------------------------------------------------------
+
+DEMO = read(env.bool, "CODEX_PROXY_DEMO", False)
+HOST = read(env.str, "CODEX_PROXY_HOST", "127.0.0.1")
+PORT = read(env.int, "CODEX_PROXY_PORT", 8765)
+ENV_API_KEY = read(env.str, "CODEX_PROXY_API_KEY") or None
+ALLOW_ANONYMOUS = read(env.bool, "CODEX_PROXY_ALLOW_ANONYMOUS", False)
+CHILD_ENV = read(env.list, "CODEX_PROXY_CHILD_ENV", [])
+CHILD_ENVIRONMENT = {name: read(env.str, name, "") for name in CHILD_ENV}
+CHILD_PATH = read(env.str, "PATH", "/usr/local/bin:/usr/bin:/bin")
+CHILD_LANG = read(env.str, "LANG", "C.UTF-8")
+USER_CODEX_HOME = Path(read(env.str, "CODEX_HOME", "~/.codex")).expanduser()
+MAX_BODY_BYTES = int(read(env.float, "CODEX_PROXY_MAX_BODY_MB", 20.0) * 1_000_000)
+SHUTDOWN_GRACE_S = read(env.float, "CODEX_PROXY_SHUTDOWN_GRACE_SECONDS", 10.0)
+
+
+def _networks(name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(item.strip()) for item in read(env.list, name, []))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{name}: {error}") from error
+
+
+TRUSTED_PROXIES = _networks("CODEX_PROXY_TRUSTED_PROXIES")
+
+
+def _option_overrides() -> dict[str, Any]:
+    """Return the options that the predecessor's variables set; they win over the admin's row."""
+    readers: dict[str, tuple[str, Any]] = {
+        "codex_bin": ("CODEX_PROXY_CODEX_BIN", env.str),
+        "proxy": ("CODEX_PROXY_PROXY", env.str),
+        "model": ("CODEX_PROXY_MODEL", env.str),
+        "engine": ("CODEX_PROXY_ENGINE", env.str),
+        "workers": ("CODEX_PROXY_WORKERS", env.int),
+        "max_queue_size": ("CODEX_PROXY_MAX_QUEUE_SIZE", env.int),
+        "queue_timeout_seconds": ("CODEX_PROXY_QUEUE_TIMEOUT_SECONDS", env.float),
+        "app_server_codex_home": ("CODEX_PROXY_APP_SERVER_CODEX_HOME", env.str),
+        "codex_configs": ("CODEX_PROXY_CODEX_CONFIGS", env.str),
+        "ephemeral": ("CODEX_PROXY_EPHEMERAL", env.bool),
+        "agent": ("CODEX_PROXY_AGENT", env.bool),
+        "default_cwd": ("CODEX_PROXY_DEFAULT_CWD", env.str),
+        "allowed_roots": ("CODEX_PROXY_ALLOWED_ROOTS", env.str),
+        "timeout_seconds": ("CODEX_PROXY_TIMEOUT_SECONDS", env.float),
+        "max_concurrency": ("CODEX_PROXY_MAX_CONCURRENCY", env.int),
+        "log_level": ("CODEX_PROXY_LOG_LEVEL", env.str),
+    }
+    found = {
+        field: read(reader, name)
+        for field, (name, reader) in readers.items()
+        if read(env.str, name)
+    }
+    if "codex_configs" in found:
+        found["codex_configs"] = [item for item in found["codex_configs"].split(";;") if item]
+    if "allowed_roots" in found:
+        found["allowed_roots"] = [item for item in found["allowed_roots"].split(":") if item]
+    for field, choices in {
+        "engine": ("app-server", "exec"),
+        "log_level": ("debug", "info", "warning", "error"),
+    }.items():
+        if field in found and found[field] not in choices:
+            raise ImproperlyConfigured(
+                f"{readers[field][0]}: {found[field]!r} is none of {', '.join(choices)}"
+            )
+    return found
+
+
+OPTION_OVERRIDES = _option_overrides()
+
+# --- Django -----------------------------------------------------------------------------------
+
+ALLOWED_HOSTS = read(env.list, "CODEX_PROXY_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = read(env.list, "CODEX_PROXY_CSRF_TRUSTED_ORIGINS", [])
+
+INSTALLED_APPS = [
+    "codexsite.apps.CodexsiteConfig",  # before daphne: its runserver is ours
+    "daphne",
+    "unfold",
+    "unfold.contrib.filters",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "channels",
+    "ninja",
+    "auditlog",
+    "audit.apps.AuditConfig",
+    "proxy.apps.ProxyConfig",
+]
+
+# For people: the admin, the docs, the front page. The API has a chain of its own, see asgi.py:
+# each of these costs one to three thread hops a request.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "servestatic.middleware.ServeStaticMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "proxy.changelog.ChangelogMiddleware",
+]
+API_MIDDLEWARE = ["proxy.api.envelope_middleware"]
+
+ROOT_URLCONF = "codexsite.urls"
+ASGI_APPLICATION = "codexsite.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "proxy.notices.notices",
+            ],
+        },
+    },
+]
+
+DATABASES = {
+    "default": dj_database_url.parse(
+        read(env.str, "DATABASE_URL") or f"sqlite:///{DATA_DIR.database}", conn_health_checks=True
+    )
+}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # WAL alone leaves read-then-write transactions failing at once; IMMEDIATE queues them.
+    DATABASES["default"]["OPTIONS"] = {  # type: ignore[typeddict-item]
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;"
+        "PRAGMA temp_store=MEMORY;PRAGMA cache_size=-20000;PRAGMA mmap_size=134217728;",
+    }
+    # A file, not memory: the tests' threads must see each other's rows as those of a server do.
+    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR.scratch / "test.sqlite3")}  # type: ignore[typeddict-item]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# The API refuses larger bodies itself, before Django reads them.
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES + 1
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+    )
+]
+LOGIN_URL = "admin:login"
+
+USE_TZ = True
+TIME_ZONE = read(env.str, "CODEX_PROXY_TIME_ZONE", "UTC")
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+STATIC_URL = "/static/"
+SERVESTATIC_USE_FINDERS = True  # no collectstatic: the admin's files come from their packages
+SERVESTATIC_AUTOREFRESH = False
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+SESSION_COOKIE_NAME = "codexsite_session"
+CSRF_COOKIE_NAME = "codexsite_csrf"
+SESSION_COOKIE_HTTPONLY = True
+X_FRAME_OPTIONS = "DENY"
+SECURE_REFERRER_POLICY = "same-origin"
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "WARNING"},
+    "loggers": {
+        "proxy": {"level": "INFO"},
+        "audit": {"level": "INFO"},
+        "codexsite": {"level": "INFO"},
+        # Django's handlers would print each refused API request a second time.
+        "django": {"handlers": ["console"], "level": "WARNING", "propagate": False},
+    },
+}

@@ -1,0 +1,233 @@
+"""What every engine takes and gives: a `Turn` in, typed events out, one protocol.
+
+API, audit and admin know this module only, so that none of them can tell which engine ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from proxy.engines.running import RunningTurn
+    from proxy.errors import EngineError
+
+Role = Literal["system", "developer", "user", "assistant"]
+Sandbox = Literal["read-only", "workspace-write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the conversation, with the role that the caller gave it."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What to ask, where, and under which policy.
+
+    `deadline` is absolute, in seconds of the event loop's clock (`loop.time()`, monotonic); it
+    covers queue, start and answer. `cwd` is a real path that the policy has checked. The sandbox
+    decides the mode: `read-only` is a chat turn without tools or environment, `workspace-write`
+    an agent turn. `model` is a name of Codex's catalogue; None leaves the choice to Codex.
+    """
+
+    request_id: str
+    messages: tuple[Message, ...]
+    cwd: str
+    deadline: float
+    sandbox: Sandbox = "read-only"
+    model: str | None = None
+    effort: str | None = None
+
+    @property
+    def is_agent(self) -> bool:
+        return self.sandbox == "workspace-write"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one turn. Cached is part of input, reasoning part of output."""
+
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    reasoning_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """Codex has accepted the turn; from here on it may cost money."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of the answer, in order. An engine without deltas gives the whole text at once."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the model's reasoning summary; never part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDone:
+    """One whole message of the model. Commentary is a remark on the way, not the answer."""
+
+    text: str
+    is_commentary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRestarted:
+    """Codex reconnected and asks again: the text since the last `MessageDone` is void."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandStarted:
+    """The agent runs a command."""
+
+    item_id: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandFinished:
+    """The agent's command ended; `exit_code` is None where it was refused or killed."""
+
+    item_id: str
+    command: str
+    status: str
+    exit_code: int | None
+    duration_ms: int | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """The agent's patch touched a file; `kind` is add, update or delete."""
+
+    path: str
+    kind: str
+    diff: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReported:
+    """What the turn has cost so far; a later report replaces an earlier one."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The one end of a turn that went well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The one end of a turn that did not."""
+
+    error: EngineError
+
+
+Event = (
+    TurnStarted
+    | TextDelta
+    | ReasoningDelta
+    | MessageDone
+    | AnswerRestarted
+    | CommandStarted
+    | CommandFinished
+    | FileChange
+    | UsageReported
+    | Completed
+    | Failed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One entry of Codex's catalogue."""
+
+    id: str
+    display_name: str
+    efforts: tuple[str, ...]
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a started Codex says of itself.
+
+    `account` is None where nobody is logged in, else its kind (`apiKey`, `chatgpt`, ...);
+    `needs_login` is False with a model provider of one's own.
+    """
+
+    codex_version: str
+    models: tuple[Model, ...]
+    account: str | None
+    needs_login: bool
+
+    @property
+    def can_ask(self) -> bool:
+        return self.account is not None or not self.needs_login
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything an engine is built from; another value means another engine.
+
+    `overrides` are `key=value` pairs in Codex's `-c` syntax. `environment` is the whole
+    environment of the children: nothing of the server's own reaches them unless listed there.
+    `login_id` changes when another account logs in, so that workers are replaced then.
+    """
+
+    codex_bin: str
+    codex_home: str
+    scratch_dir: str
+    environment: Mapping[str, str]
+    overrides: tuple[str, ...] = ()
+    ephemeral: bool = True
+    workers: int = 1
+    turns_per_worker: int = 100
+    max_concurrency: int = 4
+    max_queue_size: int = 64
+    queue_timeout_s: float = 30.0
+    login_id: str = field(default="", compare=True)
+
+
+class Engine(Protocol):
+    """Runs turns. Owned by one event loop, closed by whoever opened it.
+
+    The promises, tested on every engine by one suite (`tests/contract/engines`): deltas come in
+    order; a turn has exactly one end and nothing after it; its deadline is absolute; closing it
+    stops it and leaves no process; a failure is an `EngineError`; usage is what Codex reported.
+    """
+
+    name: str
+
+    def run(self, turn: Turn) -> RunningTurn:
+        """Start the turn and return at once; every failure arrives as its `Failed` event.
+
+        The caller owns the result and must `aclose()` it, whatever happened.
+        """
+        ...
+
+    async def inspect(self) -> Inspection:
+        """Return version, catalogue and login of a started Codex.
+
+        Raises `EngineUnavailable` where it cannot start. Safe to cancel.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Fail the running turns, end every child, and wait for that, each wait bounded."""
+        ...

@@ -1,0 +1,155 @@
+"""One turn while it runs: the task that drives it, its events, its phases, its one end.
+
+An engine only writes a coroutine that emits events; what all engines promise is kept here once:
+exactly one end, the absolute deadline, typed failure, and a close that waits for the clean-up.
+The driving task belongs to the turn and not to the request's task, so that a client who leaves,
+even twice, can never cut the clean-up short.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from proxy.engines.base import Completed, Event, Failed, TextDelta, Turn, TurnStarted
+from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, TurnStopped
+
+log = logging.getLogger(__name__)
+
+CLOSE_BOUND_S = 15.0
+"""More than the sum of the bounds of any engine's own clean-up; reached only by a bug."""
+
+Drive = Callable[["RunningTurn"], Awaitable[None]]
+
+
+class Laps:
+    """Phases of one thing, in order: milliseconds since the lap before, on a monotonic clock."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+        self.ms: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """End the phase that runs now and name it."""
+        now = time.monotonic()
+        self.ms[name] = round(self.ms.get(name, 0.0) + (now - self._last) * 1000, 3)
+        self._last = now
+
+    def since_start_ms(self) -> float:
+        return round((time.monotonic() - self.started) * 1000, 3)
+
+
+class RunningTurn:
+    """Owns the task that drives one turn, and hands its events to one reader.
+
+    Attributes for the audit row: `laps` (queue_wait, worker_start or process_spawn, thread_start,
+    turn_start, first_event, first_delta, answer), `worker`, `codex_version`, `served_model`.
+    """
+
+    def __init__(self, turn: Turn, drive: Drive) -> None:
+        self.turn = turn
+        self.laps = Laps()
+        self.engine_ms: float | None = None
+        self.worker = ""
+        self.codex_version = ""
+        self.served_model = turn.model or ""
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._ended = False
+        self._stop_error: EngineError | None = None
+        # A fresh context: nothing of the request (its database thread, say) is inherited.
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(drive), name=f"turn-{turn.request_id}", context=contextvars.Context()
+        )
+
+    # For the engine that drives it.
+
+    def emit(self, event: Event) -> None:
+        """Give the reader one event. After the end everything is dropped."""
+        if self._ended:
+            return
+        self._time(event)
+        self._ended = isinstance(event, Completed | Failed)
+        self._events.append(event)
+        self._news.set()
+
+    def _time(self, event: Event) -> None:
+        if isinstance(event, TurnStarted):
+            return
+        seen = self.laps.ms
+        if "first_event" not in seen and "turn_start" in seen:
+            self.laps.lap("first_event")
+        if isinstance(event, TextDelta) and "first_delta" not in seen:
+            self.laps.lap("first_delta")
+        if isinstance(event, Completed | Failed):
+            if "turn_start" in seen:
+                self.laps.lap("answer")
+            self.engine_ms = self.laps.since_start_ms()
+
+    async def _run(self, drive: Drive) -> None:
+        timeout = asyncio.timeout_at(self.turn.deadline)
+        try:
+            async with timeout:
+                await drive(self)
+            self.emit(Failed(EngineProtocolError("Codex ended the turn without a result.")))
+        except EngineError as error:
+            self.emit(Failed(error))
+        except TimeoutError:
+            if timeout.expired():
+                self.emit(Failed(EngineTimeout("The turn did not finish before its deadline.")))
+            else:
+                log.exception("turn %s: a wait inside the engine timed out", self.turn.request_id)
+                self.emit(Failed(EngineProtocolError("Codex did not answer in time.")))
+        except asyncio.CancelledError:
+            self.emit(Failed(self._stop_error or TurnStopped("The turn was stopped.")))
+        except Exception:
+            log.exception("turn %s: the engine failed", self.turn.request_id)
+            self.emit(Failed(EngineError("The engine failed; the server's log has the details.")))
+
+    # For its reader.
+
+    async def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """Return the next event, or None when `timeout_s` seconds pass without one.
+
+        After the end there is no next event: asking for one is a mistake of the caller. Safe to
+        cancel: no event is lost.
+        """
+        if not self._events:
+            if self._ended:
+                raise RuntimeError("the turn has ended and its end was read")
+            self._news.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
+            except TimeoutError:
+                return None
+        return self._events.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        while True:
+            event = await self.next_event()
+            assert event is not None  # noqa: S101 - no timeout was given
+            yield event
+            if isinstance(event, Completed | Failed):
+                return
+
+    def stop(self, error: EngineError) -> None:
+        """End the turn soon with `error`, if it has not ended: for shutdown and for an operator."""
+        if self._stop_error is None and not self._task.done():
+            self._stop_error = error
+            self._task.cancel()
+
+    async def aclose(self) -> None:
+        """Stop the turn if it runs, and wait until its engine has cleaned up behind it.
+
+        Idempotent. The wait is bounded; cancelling the caller does not cut the clean-up short.
+        """
+        if not self._ended:
+            self.stop(TurnStopped("The turn was stopped."))
+        _, late = await asyncio.wait({self._task}, timeout=CLOSE_BOUND_S)
+        if late:
+            log.error("turn %s: clean-up is stuck", self.turn.request_id)

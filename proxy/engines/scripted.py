@@ -1,0 +1,70 @@
+"""An engine that plays a script: for tests of everything above the engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from proxy.engines.base import Completed, Event, Failed, Inspection, Model, Turn, TurnStarted
+from proxy.engines.running import RunningTurn
+from proxy.errors import EngineError, EngineUnavailable
+
+Step = Event | EngineError | asyncio.Event | Callable[[Turn], Event]
+"""An event is emitted, an error is raised, an `asyncio.Event` is waited for, a callable is asked."""
+
+CATALOGUE = (
+    Model("scripted-1", "Scripted 1", ("low", "medium", "high"), is_default=True),
+    Model("scripted-2", "Scripted 2", ("low",), is_default=False),
+)
+
+
+class ScriptedEngine:
+    """Plays `script` for every turn; remembers the turns it was given and those it finished."""
+
+    name = "scripted"
+
+    def __init__(self, script: Sequence[Step] = (), *, logged_in: bool = True) -> None:
+        self.script = list(script)
+        self.logged_in = logged_in
+        self.turns: list[Turn] = []
+        self.cleaned_up: list[Turn] = []
+        self._running: set[RunningTurn] = set()
+
+    def run(self, turn: Turn) -> RunningTurn:
+        self.turns.append(turn)
+        running = RunningTurn(turn, self._play)
+        self._running.add(running)
+        return running
+
+    async def _play(self, running: RunningTurn) -> None:
+        try:
+            running.worker, running.codex_version = "scripted", "0.0.0"
+            running.served_model = running.turn.model or CATALOGUE[0].id
+            for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
+                running.laps.lap(name)
+            running.emit(TurnStarted())
+            for step in self.script:
+                await self._take(step, running)
+            if not any(isinstance(step, Completed | Failed) for step in self.script):
+                running.emit(Completed())
+        finally:
+            self.cleaned_up.append(running.turn)
+            self._running.discard(running)
+
+    async def _take(self, step: Step, running: RunningTurn) -> None:
+        if isinstance(step, EngineError):
+            raise step
+        if isinstance(step, asyncio.Event):
+            await step.wait()
+        elif callable(step):
+            running.emit(step(running.turn))
+        else:
+            running.emit(step)
+
+    async def inspect(self) -> Inspection:
+        return Inspection("0.0.0", CATALOGUE, "apiKey" if self.logged_in else None, True)
+
+    async def aclose(self) -> None:
+        for running in list(self._running):
+            running.stop(EngineUnavailable("The server is shutting down."))
+            await running.aclose()

@@ -1,0 +1,363 @@
+"""Who may ask, where, and with which power: keys, roots, grants, and the server's options.
+
+The rules live here and in the managers; `policy` asks them, the admin edits them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+
+from proxy.overrides import OverrideRefused, check_override
+
+SECRET_START = "sk-codexsite-"  # noqa: S105 - the public beginning of every secret
+PREFIX_LENGTH = len(SECRET_START) + 8
+ENGINES = [("app-server", "app-server"), ("exec", "exec")]
+
+
+def digest_of(secret: str) -> str:
+    """SHA-256 in hex. The secret has 256 random bits, so a slow hash would add nothing."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class AllowedRoot(models.Model):
+    """A folder that keys may be allowed to work in. Its real path counts, found at each request."""
+
+    alias = models.SlugField(
+        max_length=64, unique=True, help_text="What a caller may send as metadata.cwd."
+    )
+    path = models.CharField(
+        max_length=1000, help_text="Absolute path of an existing directory on this machine."
+    )
+    description = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        ordering: ClassVar = ["alias"]
+        verbose_name = "allowed root"
+
+    def __str__(self) -> str:
+        return self.alias
+
+    def clean(self) -> None:
+        path = Path(self.path)
+        if not path.is_absolute():
+            raise ValidationError({"path": "The path must be absolute."})
+        if not path.is_dir():
+            raise ValidationError({"path": "There is no such directory."})
+        real, data = Path(os.path.realpath(path)), settings.DATA_DIR
+        holds_secrets = real == data.root or real in data.root.parents
+        inside = data.root in real.parents and real != data.workspace
+        if (holds_secrets or inside) and data.workspace not in real.parents:
+            raise ValidationError(
+                {"path": "This would open the server's own data directory to callers."}
+            )
+
+
+class ApiKeyManager(models.Manager["ApiKey"]):
+    def issue(self, *, name: str, owner: Any, created_by: Any = None, **fields: Any) -> tuple[ApiKey, str]:  # noqa: ANN401 - user models and columns
+        """Create a key and return it with its secret, which is not kept and cannot be shown again."""
+        key = ApiKey(name=name, owner=owner, created_by=created_by, **fields)
+        secret = key.new_secret()
+        key.save(force_insert=True)
+        return key, secret
+
+    def authenticate(self, secret: str) -> ApiKey | None:
+        """Return the key that this secret opens now, else None.
+
+        Found by its visible prefix, then compared as digests in constant time.
+        """
+        prefix, digest, now = secret[:PREFIX_LENGTH], digest_of(secret), timezone.now()
+        candidates = self.select_related("owner", "default_root").filter(
+            Q(prefix=prefix) | Q(previous_prefix=prefix)
+        )
+        for key in candidates:
+            if key.is_opened_by(digest, now) and key.is_live(now):
+                return key
+        return None
+
+
+class ApiKey(models.Model):
+    """A caller's key. Only the digest of the secret is kept; the row is revoked, never deleted."""
+
+    name = models.CharField(max_length=100)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="api_keys"
+    )
+    prefix = models.CharField(max_length=32, unique=True, editable=False)
+    digest = models.CharField(max_length=64, editable=False)
+    previous_prefix = models.CharField(max_length=32, blank=True, db_index=True, editable=False)
+    previous_digest = models.CharField(max_length=64, blank=True, editable=False)
+    previous_valid_until = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="+",
+    )
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="Empty: never.")
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    revoked_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="+",
+    )
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    allowed_roots = models.ManyToManyField(
+        AllowedRoot,
+        blank=True,
+        related_name="keys",
+        help_text="Where this key may work. Empty: the roots of the proxy settings.",
+    )
+    default_root = models.ForeignKey(
+        AllowedRoot,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Where it works when a request names no metadata.cwd; one of its allowed roots.",
+    )
+    engine = models.CharField(
+        max_length=16, blank=True, choices=ENGINES, help_text="Empty: the engine of the settings."
+    )
+    models_allowed = models.JSONField(
+        default=list, blank=True, help_text='A list of model ids, such as ["gpt-5.5"]. Empty: all.'
+    )
+    max_concurrency = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1)],
+        help_text="Turns of this key at once; one more gets 429. Empty: no cap of its own.",
+    )
+    agent_by_default = models.BooleanField(
+        default=False,
+        help_text="Ask for agent mode where the request does not say. A live grant is needed all the same.",
+    )
+    note = models.TextField(blank=True)
+
+    objects: ClassVar[ApiKeyManager] = ApiKeyManager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        verbose_name = "API key"
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.prefix}…)"
+
+    def clean(self) -> None:
+        names = self.models_allowed
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValidationError({"models_allowed": "This must be a list of model ids."})
+
+    def new_secret(self) -> str:
+        """Set prefix and digest for a fresh secret and return it; the caller saves."""
+        secret = SECRET_START + secrets.token_urlsafe(32)
+        self.prefix, self.digest = secret[:PREFIX_LENGTH], digest_of(secret)
+        return secret
+
+    def rotate(self, grace: timedelta = timedelta()) -> str:
+        """Replace the secret and return the new one; the old one still opens for `grace`."""
+        self.previous_prefix, self.previous_digest = self.prefix, self.digest
+        self.previous_valid_until = timezone.now() + grace
+        secret = self.new_secret()
+        self.save()
+        return secret
+
+    def revoke(self, by: Any = None) -> None:  # noqa: ANN401 - the user model is a setting
+        """Close the key for good, from the next request on."""
+        self.revoked_at, self.revoked_by = timezone.now(), by
+        self.save()
+
+    def is_opened_by(self, digest: str, now: datetime) -> bool:
+        current = hmac.compare_digest(digest, self.digest)
+        in_grace = self.previous_valid_until is not None and now < self.previous_valid_until
+        return current or (hmac.compare_digest(digest, self.previous_digest) and in_grace)
+
+    def is_live(self, now: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    @property
+    def state(self) -> str:
+        if self.revoked_at is not None:
+            return "revoked"
+        return "live" if self.is_live(timezone.now()) else "expired"
+
+
+class AgentGrantManager(models.Manager["AgentGrant"]):
+    def live(self, now: datetime | None = None) -> models.QuerySet[AgentGrant]:
+        """Return the grants in force at `now`."""
+        now = now or timezone.now()
+        started = Q(starts_at__lte=now) & (Q(ends_at__isnull=True) | Q(ends_at__gt=now))
+        return self.filter(started, revoked_at__isnull=True)
+
+    def covering(self, key: ApiKey, root_path: str) -> AgentGrant | None:
+        """Return a live grant that lets this key use agent mode in the root of this real path."""
+        for grant in self.live().filter(key=key).prefetch_related("roots").order_by("id"):
+            if any(os.path.realpath(root.path) == root_path for root in grant.roots.all()):
+                return grant
+        return None
+
+
+class AgentGrant(models.Model):
+    """Leave for one key to use agent mode (commands, file writes) in some roots, for some time."""
+
+    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="grants")
+    roots = models.ManyToManyField(AllowedRoot, related_name="grants")
+    reason = models.CharField(max_length=300)
+    granted_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        editable=False,
+        related_name="+",
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    starts_at = models.DateTimeField(default=timezone.now)
+    ends_at = models.DateTimeField(null=True, blank=True, help_text="Empty: until revoked.")
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    revoked_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="+",
+    )
+
+    objects: ClassVar[AgentGrantManager] = AgentGrantManager()
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        verbose_name = "agent grant"
+
+    def __str__(self) -> str:
+        return f"grant {self.pk} for {self.key.name}"
+
+    def clean(self) -> None:
+        if self.ends_at and self.starts_at and self.ends_at <= self.starts_at:
+            raise ValidationError({"ends_at": "A grant must end after it starts."})
+
+    def revoke(self, by: Any = None) -> None:  # noqa: ANN401 - the user model is a setting
+        """End the grant from the next request on."""
+        self.revoked_at, self.revoked_by = timezone.now(), by
+        self.save()
+
+    @property
+    def state(self) -> str:
+        now = timezone.now()
+        if self.revoked_at is not None:
+            return "revoked"
+        if now < self.starts_at:
+            return "not yet"
+        return "over" if self.ends_at is not None and now >= self.ends_at else "live"
+
+
+def check_overrides(value: object) -> None:
+    """Refuse what is not a list of `key=value`, and what would weaken the sandbox."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValidationError('This must be a list of strings, such as ["model_verbosity=\\"low\\""].')
+    for item in value:
+        try:
+            check_override(item)
+        except OverrideRefused as refused:
+            raise ValidationError(str(refused)) from refused
+
+
+class ProxySettings(models.Model):
+    """The server's options, one row. A variable of the environment wins over its field."""
+
+    codex_bin = models.CharField(
+        "codex binary", max_length=1000, blank=True,
+        help_text="Path or name on PATH. Empty: the binary that was installed with this server.",
+    )
+    proxy = models.CharField(
+        "outbound proxy", max_length=300, blank=True,
+        help_text="Codex reaches its provider through this URL (http_proxy and https_proxy).",
+    )
+    model = models.CharField(
+        max_length=100, blank=True, help_text="What `default` means. Empty: Codex's own default."
+    )
+    engine = models.CharField(max_length=16, choices=ENGINES, default="app-server")
+    workers = models.PositiveIntegerField(
+        default=1, validators=[MinValueValidator(1), MaxValueValidator(64)],
+        help_text="Long-lived app-server processes.",
+    )
+    turns_per_worker = models.PositiveIntegerField(
+        default=100, validators=[MinValueValidator(1), MaxValueValidator(500)],
+        help_text="Turns that one app-server process runs at once.",
+    )
+    max_concurrency = models.PositiveIntegerField(
+        default=4, validators=[MinValueValidator(1), MaxValueValidator(500)],
+        help_text="codex exec processes at once.",
+    )
+    max_queue_size = models.PositiveIntegerField(
+        default=64, help_text="Requests that may wait for an engine; one more gets 429."
+    )
+    queue_timeout_seconds = models.FloatField(
+        default=30.0, validators=[MinValueValidator(0.0)],
+        help_text="How long a request may wait for an engine before it gets 429.",
+    )
+    app_server_codex_home = models.CharField(
+        "CODEX_HOME", max_length=1000, blank=True,
+        help_text="Empty: a directory of the server's own, apart from any user's Codex.",
+    )
+    codex_configs = models.JSONField(
+        "codex config overrides", default=list, blank=True, validators=[check_overrides],
+        help_text="A list of key=value in the syntax of codex -c. None may weaken the sandbox.",
+    )
+    ephemeral = models.BooleanField(
+        default=True, help_text="Codex keeps no file of a conversation."
+    )
+    agent = models.BooleanField(
+        "agent by default", default=False,
+        help_text="Requests that do not say ask for agent mode. A live grant is needed all the same.",
+    )
+    fast = models.BooleanField(
+        default=False, help_text="Low reasoning effort, unless an override sets it."
+    )
+    default_cwd = models.CharField(
+        "default working directory", max_length=1000, blank=True,
+        help_text="For keys without roots of their own. Empty: the server's own workspace folder.",
+    )
+    allowed_roots = models.ManyToManyField(
+        AllowedRoot, blank=True, related_name="+",
+        help_text="For keys without roots of their own. Empty: only the default working directory.",
+    )
+    timeout_seconds = models.FloatField(
+        default=300.0, validators=[MinValueValidator(1.0)],
+        help_text="A request's absolute deadline: queue, start and answer together.",
+    )
+    log_level = models.CharField(
+        max_length=10, default="info",
+        choices=[(level, level) for level in ("debug", "info", "warning", "error")],
+    )
+
+    class Meta:
+        verbose_name = verbose_name_plural = "proxy settings"
+
+    def __str__(self) -> str:
+        return "Proxy settings"
+
+    @classmethod
+    def load(cls) -> ProxySettings:
+        """Return the one row; an unsaved one with the defaults where nobody saved any yet."""
+        return cls.objects.filter(pk=1).first() or cls(pk=1)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
+        self.pk = 1
+        super().save(*args, **kwargs)
