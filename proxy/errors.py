@@ -242,6 +242,19 @@ class PromptRefused(TurnFailed):
     status, code, type = 400, "invalid_prompt", "invalid_request_error"
 
 
+class AnswerIncomplete(TurnFailed):
+    """The model stopped before its end; with text this is an answer cut short, not an error.
+
+    `finish_reason` is OpenAI's word for it: `length` or `content_filter`.
+    """
+
+    code = "answer_incomplete"
+
+    def __init__(self, message: str, *, finish_reason: str) -> None:
+        super().__init__(message)
+        self.finish_reason = finish_reason
+
+
 class EngineProtocolError(EngineError):
     """Codex said something that we do not understand."""
 

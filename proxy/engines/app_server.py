@@ -1,0 +1,139 @@
+"""The engine of long-lived workers: each turn is a fresh ephemeral thread on a shared app-server.
+
+    queue -> worker -> thread/start -> inject_items -> turn/start -> notifications -> unsubscribe
+
+Several turns run on one worker at once. Chat threads have no environment and no tools; agent threads
+get their folder, marked untrusted, because Codex would otherwise run code that lies in it outside
+the sandbox. Everything sent here was found by experiment with Codex 0.163.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from proxy.engines.app_server_events import TurnReader
+from proxy.engines.base import Completed, EngineConfig, Failed, Inspection, Turn, TurnStarted
+from proxy.engines.catalogue import AGENT_CONFIG, LEAN_CHAT_CONFIG, write_lean
+from proxy.engines.conversation import as_items, split_instructions
+from proxy.engines.launch import environment
+from proxy.engines.pool import Gate, WorkerPool
+from proxy.engines.running import RunningTurn
+from proxy.engines.worker import RpcRefused, Thread, Worker
+from proxy.errors import EngineProtocolError, EngineUnavailable, TurnFailed
+
+STARTED_NOT_USABLE = "Codex refused to start the turn; the server's log says why."
+
+
+class AppServerEngine:
+    """See `Engine`. Workers start on first use; `inspect` starts one."""
+
+    name = "app-server"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.gate = Gate(
+            config.workers * config.turns_per_worker, config.max_queue_size, config.queue_timeout_s
+        )
+        self._pool: WorkerPool[Worker] = WorkerPool(self._start_worker, config.workers)
+        self._catalogue: asyncio.Task[Path | None] | None = None
+        self._running: set[RunningTurn] = set()
+
+    async def _start_worker(self, number: int) -> Worker:
+        if self._catalogue is None:
+            self._catalogue = asyncio.get_running_loop().create_task(
+                write_lean(
+                    self.config.codex_bin, environment(self.config), Path(self.config.scratch_dir)
+                )
+            )
+        return await Worker.start(self.config, number, await asyncio.shield(self._catalogue))
+
+    def run(self, turn: Turn) -> RunningTurn:
+        running = RunningTurn(turn, self._drive)
+        self._running.add(running)
+        return running
+
+    async def _drive(self, running: RunningTurn) -> None:
+        try:
+            async with self.gate.place():
+                running.laps.lap("queue_wait")
+                async with self._pool.lease() as worker:
+                    running.laps.lap("worker_start")
+                    running.worker, running.codex_version = worker.name, worker.version
+                    await self._converse(worker, running)
+        finally:
+            self._running.discard(running)
+
+    async def _converse(self, worker: Worker, running: RunningTurn) -> None:
+        thread = Thread(worker, is_agent=running.turn.is_agent)
+        try:
+            await self._begin(thread, worker, running)
+            await self._follow(thread, running)
+        except RpcRefused as refused:
+            raise TurnFailed(STARTED_NOT_USABLE, code="engine_refused") from refused
+        except (KeyError, TypeError) as error:
+            raise EngineProtocolError("Codex said something that this version does not know.") from error
+        finally:
+            await thread.close()
+
+    async def _begin(self, thread: Thread, worker: Worker, running: RunningTurn) -> None:
+        turn = running.turn
+        async with worker.starts:
+            params, history = thread_parameters(turn, ephemeral=self.config.ephemeral)
+            started = await thread.open(params)
+            running.served_model = started.get("model") or running.served_model
+            await thread.inject(history)
+            running.laps.lap("thread_start")
+            await thread.ask({"effort": turn.effort} if turn.effort else {})
+        running.laps.lap("turn_start")
+        running.emit(TurnStarted())
+
+    async def _follow(self, thread: Thread, running: RunningTurn) -> None:
+        reader = TurnReader()
+        while not reader.has_ended:
+            note = await thread.next()
+            for event in reader.read(note.method, note.params):
+                if isinstance(event, Completed | Failed) and reader.rerouted_to:
+                    running.served_model = reader.rerouted_to
+                running.emit(event)
+
+    async def inspect(self) -> Inspection:
+        async with self._pool.lease() as worker:
+            return worker.inspection
+
+    async def aclose(self) -> None:
+        running = list(self._running)
+        for turn in running:
+            turn.stop(EngineUnavailable("The server is shutting down."))
+        await asyncio.gather(*(turn.aclose() for turn in running))
+        if self._catalogue is not None:
+            self._catalogue.cancel()
+        await self._pool.aclose()
+
+
+def thread_parameters(turn: Turn, *, ephemeral: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the parameters of `thread/start`, and the items to inject before the turn."""
+    instructions, rest = split_instructions(turn.messages)
+    params: dict[str, Any] = {
+        "ephemeral": ephemeral,
+        "approvalPolicy": "never",
+        "sandbox": turn.sandbox,
+        "dynamicTools": [],
+    }
+    if turn.model is not None:
+        params["model"] = turn.model
+    if turn.is_agent:
+        params["cwd"] = turn.cwd
+        params["config"] = {
+            **AGENT_CONFIG,
+            "projects": {turn.cwd: {"trust_level": "untrusted"}},
+        }
+        if instructions:
+            params["developerInstructions"] = instructions
+    else:
+        params["cwd"] = "/"
+        params["environments"] = []
+        params["baseInstructions"] = instructions
+        params["config"] = dict(LEAN_CHAT_CONFIG)
+    return params, as_items(rest)

@@ -1,0 +1,135 @@
+"""One thread's notifications of `codex app-server` -> events. Pure; it remembers one turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxy.engines.base import (
+    AnswerRestarted,
+    CommandFinished,
+    CommandStarted,
+    Completed,
+    Event,
+    Failed,
+    FileChange,
+    MessageDone,
+    ReasoningDelta,
+    TextDelta,
+    Usage,
+    UsageReported,
+)
+from proxy.engines.failures import error_of
+from proxy.errors import TurnStopped
+
+SEPARATOR = "\n\n"
+
+
+class TurnReader:
+    """Turns notifications into events, and keeps what the audit wants: turn id, served model.
+
+    The answer is the text of all messages that are not commentary, a blank line between two.
+    """
+
+    def __init__(self) -> None:
+        self.turn_id = ""
+        self.rerouted_to = ""
+        self.has_ended = False
+        self._answers = 0
+        self._item = ""
+        self._commentary: set[str] = set()
+
+    def read(self, method: str, params: dict[str, Any]) -> list[Event]:
+        """Return the events of one notification: none for what nobody needs."""
+        item = params.get("item")
+        match method:
+            case "turn/started":
+                self.turn_id = params["turn"]["id"]
+            case "item/agentMessage/delta":
+                return self._delta(params["itemId"], params["delta"])
+            case "item/reasoning/summaryTextDelta":
+                return [ReasoningDelta(params["delta"])]
+            case "item/started" if isinstance(item, dict):
+                return self._item_started(item)
+            case "item/completed" if isinstance(item, dict):
+                return self._item_completed(item)
+            case "thread/tokenUsage/updated":
+                return usage_events(params["tokenUsage"]["total"])
+            case "model/rerouted":
+                self.rerouted_to = str(params.get("toModel") or "")
+            case "error" if params.get("willRetry"):
+                self._item = ""
+                return [AnswerRestarted()]
+            case "turn/completed":
+                return [self._end(params["turn"])]
+        return []
+
+    def _delta(self, item_id: str, text: str) -> list[Event]:
+        if item_id in self._commentary:
+            return []
+        lead = SEPARATOR if self._answers and item_id != self._item else ""
+        self._item = item_id
+        return [TextDelta(lead + text)] if text else []
+
+    def _item_started(self, item: dict[str, Any]) -> list[Event]:
+        if item["type"] == "agentMessage" and item.get("phase") == "commentary":
+            self._commentary.add(item["id"])
+        if item["type"] == "commandExecution":
+            return [CommandStarted(item["id"], item["command"])]
+        return []
+
+    def _item_completed(self, item: dict[str, Any]) -> list[Event]:
+        match item["type"]:
+            case "agentMessage":
+                return self._message(item)
+            case "commandExecution":
+                return [command_finished(item)]
+            case "fileChange":
+                return file_changes(item)
+        return []
+
+    def _message(self, item: dict[str, Any]) -> list[Event]:
+        if item.get("phase") == "commentary":
+            return [MessageDone(item["text"], is_commentary=True)]
+        events: list[Event] = []
+        if item["id"] != self._item:  # the message came without deltas
+            events = self._delta(item["id"], item["text"])
+        self._answers += 1
+        return [*events, MessageDone(item["text"])]
+
+    def _end(self, turn: dict[str, Any]) -> Event:
+        self.has_ended = True
+        if turn["status"] == "completed":
+            return Completed()
+        if turn["status"] == "interrupted":
+            return Failed(TurnStopped("Codex interrupted the turn."))
+        error = turn.get("error") or {}
+        return Failed(error_of(str(error.get("message") or ""), error.get("codexErrorInfo")))
+
+
+def usage_events(total: dict[str, Any]) -> list[Event]:
+    """Return what the thread has used. All zeros means that the provider did not say."""
+    usage = Usage(
+        input_tokens=total["inputTokens"],
+        cached_input_tokens=total["cachedInputTokens"],
+        output_tokens=total["outputTokens"],
+        reasoning_output_tokens=total["reasoningOutputTokens"],
+    )
+    return [UsageReported(usage)] if usage.input_tokens or usage.output_tokens else []
+
+
+def command_finished(item: dict[str, Any]) -> CommandFinished:
+    return CommandFinished(
+        item_id=item["id"],
+        command=item["command"],
+        status=item["status"],
+        exit_code=item.get("exitCode"),
+        duration_ms=item.get("durationMs"),
+        output=item.get("aggregatedOutput") or "",
+    )
+
+
+def file_changes(item: dict[str, Any]) -> list[Event]:
+    return [
+        FileChange(change["path"], change["kind"]["type"], change.get("diff") or "")
+        for change in item["changes"]
+    ]

@@ -1,0 +1,198 @@
+"""The engine of one `codex exec --json` process per turn.
+
+The prompt goes in by stdin, which is then closed (an open one makes Codex wait for ever); the
+system text goes in by a file, because one argument may not exceed 128 KiB on Linux.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from proxy.engines.base import EngineConfig, Inspection, Turn, TurnStarted
+from proxy.engines.catalogue import (
+    AGENT_CONFIG,
+    EXEC_CHAT_FEATURES_OFF,
+    LEAN_CHAT_CONFIG,
+    write_lean,
+)
+from proxy.engines.child import Child
+from proxy.engines.conversation import as_prompt, split_instructions
+from proxy.engines.exec_events import LineReader
+from proxy.engines.launch import arguments, environment, overrides_of
+from proxy.engines.pool import Gate
+from proxy.engines.running import RunningTurn
+from proxy.engines.worker import Worker
+from proxy.errors import ContextTooLong, EngineUnavailable, WorkerDied
+
+log = logging.getLogger(__name__)
+
+PROMPT_LIMIT = 1_048_576
+"""Characters that Codex takes on stdin."""
+
+
+class Lines:
+    """The child's lines for one reader: None after the last one."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    def put(self, line: bytes) -> None:
+        self._queue.put_nowait(line)
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def get(self) -> bytes | None:
+        return await self._queue.get()
+
+
+class ExecEngine:
+    """See `Engine`. Deltas are whole messages: Codex gives no others here."""
+
+    name = "exec"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.gate = Gate(config.max_concurrency, config.max_queue_size, config.queue_timeout_s)
+        self._inspection: asyncio.Task[Inspection] | None = None
+        self._catalogues: asyncio.Task[tuple[Path | None, Path | None]] | None = None
+        self._running: set[RunningTurn] = set()
+
+    def run(self, turn: Turn) -> RunningTurn:
+        running = RunningTurn(turn, self._drive)
+        self._running.add(running)
+        return running
+
+    async def _drive(self, running: RunningTurn) -> None:
+        try:
+            async with self.gate.place():
+                running.laps.lap("queue_wait")
+                inspection = await self.inspect()
+                running.codex_version = inspection.codex_version
+                default = next((model.id for model in inspection.models if model.is_default), "")
+                running.served_model = running.served_model or default
+                with tempfile.TemporaryDirectory(
+                    prefix="exec-", dir=self.config.scratch_dir
+                ) as folder:
+                    await self._converse(running, Path(folder))
+        finally:
+            self._running.discard(running)
+
+    async def _converse(self, running: RunningTurn, folder: Path) -> None:
+        turn = running.turn
+        instructions, rest = split_instructions(turn.messages)
+        prompt = as_prompt(rest)
+        if len(prompt) > PROMPT_LIMIT:
+            raise ContextTooLong(
+                "This model's maximum context length is not the limit here: codex exec takes "
+                f"{PROMPT_LIMIT} characters, and these messages have {len(prompt)}. "
+                "The app-server engine takes more.",
+                param="messages",
+            )
+        lines = Lines()
+        child = await Child.spawn(
+            self._arguments(turn, instructions, folder, await self._catalogue_for(turn)),
+            env=environment(self.config),
+            cwd=turn.cwd if turn.is_agent else str(folder),
+            on_line=lines.put,
+            on_end=lines.end,
+        )
+        try:
+            running.worker = f"exec-{child.pid}"
+            running.laps.lap("process_spawn")
+            child.write(prompt.encode())
+            child.close_stdin()
+            await self._follow(child, lines, running)
+        finally:
+            await child.stop()
+
+    async def _follow(self, child: Child, lines: Lines, running: RunningTurn) -> None:
+        reader, has_started = LineReader(), False
+        while not reader.has_ended:
+            line = await lines.get()
+            if line is None:
+                raise self._early_end(child)
+            events = reader.read(line) if line.strip() else []
+            if reader.has_started and not has_started:
+                has_started = True
+                running.laps.lap("turn_start")
+                running.emit(TurnStarted())
+            for event in events:
+                running.emit(event)
+
+    def _early_end(self, child: Child) -> WorkerDied | EngineUnavailable:
+        """Codex left without an end of the turn: killed, or it refused its own configuration."""
+        said = re.sub(r"^Reading .* from stdin\.\.\.$", "", child.stderr_tail, flags=re.MULTILINE)
+        log.error("codex exec ended with %s; it said: %s", child.returncode, said.strip())
+        if child.returncode is not None and child.returncode > 0:
+            return EngineUnavailable("Codex cannot be started; the server's log says why.")
+        return WorkerDied("The codex process ended in the middle of the turn.")
+
+    def _arguments(
+        self, turn: Turn, instructions: str, folder: Path, catalogue: Path | None
+    ) -> list[str]:
+        own: dict[str, Any] = {"sqlite_home": str(folder), "approval_policy": "never"}
+        if catalogue is not None:
+            own["model_catalog_json"] = str(catalogue)
+        if turn.effort:
+            own["model_reasoning_effort"] = turn.effort
+        if turn.is_agent:
+            own |= {**AGENT_CONFIG, "projects": {turn.cwd: {"trust_level": "untrusted"}}}
+        else:
+            own |= LEAN_CHAT_CONFIG
+            own |= {f"features.{feature}": False for feature in EXEC_CHAT_FEATURES_OFF}
+        if instructions or not turn.is_agent:
+            key = "developer_instructions" if turn.is_agent else "model_instructions_file"
+            own[key] = instructions if turn.is_agent else str(_written(folder, instructions))
+        flags = ["exec", "--json", "--skip-git-repo-check", "--ignore-user-config", "--ignore-rules"]
+        flags += ["--sandbox", turn.sandbox]
+        flags += ["--ephemeral"] if self.config.ephemeral else []
+        flags += ["--model", turn.model] if turn.model is not None else []
+        return [*arguments(self.config, *flags, overrides=overrides_of(own)), "-"]
+
+    async def _catalogue_for(self, turn: Turn) -> Path | None:
+        if self._catalogues is None:
+            self._catalogues = asyncio.get_running_loop().create_task(self._write_catalogues())
+        for_agent, for_chat = await asyncio.shield(self._catalogues)
+        return for_agent if turn.is_agent else for_chat
+
+    async def _write_catalogues(self) -> tuple[Path | None, Path | None]:
+        env, folder = environment(self.config), Path(self.config.scratch_dir)
+        return (
+            await write_lean(self.config.codex_bin, env, folder),
+            await write_lean(self.config.codex_bin, env, folder, for_exec_chat=True),
+        )
+
+    async def inspect(self) -> Inspection:
+        """Ask a short-lived app-server, once; an answer is kept, a failure is not."""
+        if self._inspection is None or (
+            self._inspection.done() and self._inspection.exception() is not None
+        ):
+            self._inspection = asyncio.get_running_loop().create_task(self._inspect())
+        return await asyncio.shield(self._inspection)
+
+    async def _inspect(self) -> Inspection:
+        worker = await Worker.start(self.config, 0, None)
+        await worker.stop()
+        return worker.inspection
+
+    async def aclose(self) -> None:
+        running = list(self._running)
+        for turn in running:
+            turn.stop(EngineUnavailable("The server is shutting down."))
+        await asyncio.gather(*(turn.aclose() for turn in running))
+        tasks = [task for task in (self._inspection, self._catalogues) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _written(folder: Path, text: str) -> Path:
+    path = folder / "instructions.md"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,51 @@
+"""How codex is started: its arguments and overrides, the same for both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from proxy.engines.base import EngineConfig
+
+DISABLED = ("apps", "plugins")
+
+ENFORCED: tuple[str, ...] = (
+    "mcp_servers={}",
+    "analytics.enabled=false",
+    "check_for_update_on_startup=false",
+    "project_doc_max_bytes=0",
+    'shell_environment_policy.inherit="core"',
+    "allow_login_shell=false",
+    "features.unbounded_connection_retries=false",
+    "thread_unload_delay_secs=0",
+)
+"""Given last, so that no override of the operator's comes after them."""
+
+
+def toml(value: object) -> str:
+    """Return a value as TOML: JSON is TOML for strings, numbers, booleans and lists of them."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items()) + "}"
+    return orjson.dumps(value).decode()
+
+
+def overrides_of(config: Mapping[str, Any]) -> list[str]:
+    """Return a nested or dotted config as `key=value` overrides."""
+    return [f"{key}={toml(value)}" for key, value in config.items()]
+
+
+def arguments(config: EngineConfig, *more: str, overrides: Iterable[str] = ()) -> list[str]:
+    """Return the program and its arguments; `more` are those of the subcommand."""
+    argv = [config.codex_bin, *more]
+    for feature in DISABLED:
+        argv += ["--disable", feature]
+    for override in (*config.overrides, *overrides, *ENFORCED):
+        argv += ["-c", override]
+    return argv
+
+
+def environment(config: EngineConfig) -> dict[str, str]:
+    """Return the whole environment of a child."""
+    return {**config.environment, "CODEX_HOME": config.codex_home}

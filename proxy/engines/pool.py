@@ -1,0 +1,212 @@
+"""Who may run now: a bounded gate with a bounded queue, and a fixed number of workers behind it.
+
+Nothing here knows Codex. A worker is anything that can be started, used by several at once, found
+dead, and stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Generic, Protocol, TypeVar
+
+from proxy.errors import EngineBusy, EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 30.0
+
+
+class Gate:
+    """At most `capacity` inside, at most `max_queue` waiting, first come first served.
+
+    A waiter that is cancelled frees its place at once, and a place that was just handed to it goes
+    to the next one.
+    """
+
+    def __init__(self, capacity: int, max_queue: int, queue_timeout_s: float) -> None:
+        self.capacity, self.max_queue, self.queue_timeout_s = capacity, max_queue, queue_timeout_s
+        self.inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold one place. Raises `EngineBusy` when the queue is full, or after waiting too long."""
+        await self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self) -> None:
+        if self.inside < self.capacity and not self._waiting:
+            self.inside += 1
+            return
+        if len(self._waiting) >= self.max_queue:
+            raise EngineBusy("The server is busy and its queue is full. Try again later.")
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(ticket)
+        try:
+            async with asyncio.timeout(self.queue_timeout_s):
+                await ticket
+        except TimeoutError as error:
+            self._give_up(ticket)
+            raise EngineBusy("The request waited too long for a free engine.") from error
+        except asyncio.CancelledError:
+            self._give_up(ticket)
+            raise
+
+    def _give_up(self, ticket: asyncio.Future[None]) -> None:
+        if ticket.done() and not ticket.cancelled():
+            self._leave()  # the place was ours already
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
+
+    def _leave(self) -> None:
+        """Hand the place to the first who still waits; else it is free."""
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            if not ticket.done():
+                ticket.set_result(None)
+                return
+        self.inside -= 1
+
+
+class PooledWorker(Protocol):
+    """What the pool needs to know of a worker."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new work may be given to it."""
+        ...
+
+    async def stop(self) -> None: ...
+
+
+W = TypeVar("W", bound=PooledWorker)
+
+
+class _Slot(Generic[W]):
+    """One seat of the pool: the worker in it, what runs there, and how its last start failed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.worker: W | None = None
+        self.load = 0
+        self.starting: asyncio.Task[W] | None = None
+        self.failure: EngineUnavailable | None = None
+        self.retry_at = 0.0
+        self.backoff_s = FIRST_BACKOFF_S
+
+
+class WorkerPool(Generic[W]):
+    """Keeps up to `size` workers, started on demand, each used by several leases at once.
+
+    A worker that is no longer usable leaves its slot at once and is stopped when its last lease
+    ends, so the pool never shrinks, never grows beyond `size` usable workers, and cuts nobody.
+    """
+
+    def __init__(self, start: Callable[[int], Awaitable[W]], size: int) -> None:
+        self._start = start
+        self._slots: list[_Slot[W]] = [_Slot(number) for number in range(1, size + 1)]
+        self._loads: dict[int, int] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[W]:
+        """Share the least loaded worker, started if need be.
+
+        Raises `EngineUnavailable` when none can be started; a failed start is not tried again
+        before its backoff has passed. Cancelling a waiter does not stop a start others wait for.
+        """
+        slot = self._choose()
+        slot.load += 1
+        worker: W | None = None
+        try:
+            worker = await self._worker_of(slot)
+            self._loads[id(worker)] = self._loads.get(id(worker), 0) + 1
+            yield worker
+        finally:
+            slot.load -= 1
+            if worker is not None:
+                self._release(slot, worker)
+
+    def _choose(self) -> _Slot[W]:
+        if self._closed:
+            raise EngineUnavailable("The engine is shutting down.")
+        now = asyncio.get_running_loop().time()
+        ready = [slot for slot in self._slots if slot.failure is None or slot.retry_at <= now]
+        if not ready:
+            failure = self._slots[0].failure
+            raise failure or EngineUnavailable("No worker can be started.")
+        return min(ready, key=lambda slot: slot.load)
+
+    async def _worker_of(self, slot: _Slot[W]) -> W:
+        if slot.worker is not None and slot.worker.is_usable:
+            return slot.worker
+        if slot.worker is not None:
+            self._part_with(slot)
+        if slot.starting is None:
+            slot.starting = asyncio.get_running_loop().create_task(
+                self._fill(slot), name=f"worker-start-{slot.number}", context=contextvars.Context()
+            )
+            # Whoever waited may be gone when it fails; the failure is kept in the slot.
+            slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(slot.starting)
+
+    async def _fill(self, slot: _Slot[W]) -> W:
+        try:
+            slot.worker = await self._start(slot.number)
+        except EngineUnavailable as error:
+            slot.failure = error
+            slot.retry_at = asyncio.get_running_loop().time() + slot.backoff_s
+            slot.backoff_s = min(slot.backoff_s * 2, LAST_BACKOFF_S)
+            raise
+        else:
+            slot.failure, slot.backoff_s = None, FIRST_BACKOFF_S
+            return slot.worker
+        finally:
+            slot.starting = None
+
+    def _release(self, slot: _Slot[W], worker: W) -> None:
+        self._loads[id(worker)] = self._loads.get(id(worker), 1) - 1
+        if slot.worker is worker and not worker.is_usable:
+            self._part_with(slot)
+        elif slot.worker is not worker:
+            self._stop_when_idle(worker)
+
+    def _part_with(self, slot: _Slot[W]) -> None:
+        worker, slot.worker = slot.worker, None
+        if worker is not None:
+            self._stop_when_idle(worker)
+
+    def _stop_when_idle(self, worker: W) -> None:
+        if not self._loads.get(id(worker)):
+            self._loads.pop(id(worker), None)
+            task = asyncio.get_running_loop().create_task(
+                worker.stop(), name="worker-stop", context=contextvars.Context()
+            )
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def aclose(self) -> None:
+        """Stop every worker, leased ones too, and wait for it."""
+        self._closed = True
+        starting = [slot.starting for slot in self._slots if slot.starting is not None]
+        for task in starting:
+            task.cancel()
+        await asyncio.gather(*starting, return_exceptions=True)
+        for slot in self._slots:
+            if slot.worker is not None:
+                self._loads.pop(id(slot.worker), None)
+                self._part_with(slot)
+        await asyncio.gather(*self._leaving, return_exceptions=True)

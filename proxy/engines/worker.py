@@ -1,0 +1,351 @@
+"""One `codex app-server` process: its handshake, its calls, and its threads.
+
+A worker serves many threads at once; what the server says is routed by thread id to the thread's
+inbox. When the process ends, every pending call and every inbox learns it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from proxy import __version__
+from proxy.engines.base import EngineConfig, Inspection, Model
+from proxy.engines.child import Child
+from proxy.engines.launch import arguments, environment, overrides_of
+from proxy.engines.rpc import Answer, Notification, Peer, ServerRequest
+from proxy.errors import EngineError, EngineProtocolError, EngineUnavailable, WorkerDied
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_BOUND_S = 20.0
+CALL_BOUND_S = 30.0
+CLEAN_UP_BOUND_S = 2.0
+STARTS_AT_ONCE = 16
+"""Above this many starts in flight Codex answers -32001 (overloaded) to some of them."""
+OVERLOADED = -32001
+FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
+
+UNHEARD = [
+    "thread/started",
+    "thread/status/changed",
+    "account/rateLimits/updated",
+    "remoteControl/status/changed",
+]
+
+
+class RpcRefused(Exception):
+    """app-server answered a call with an error."""
+
+    def __init__(self, method: str, error: dict[str, Any]) -> None:
+        self.code = error.get("code")
+        self.reason = str(error.get("message") or "")
+        super().__init__(f"{method}: {self.code} {self.reason}")
+
+
+class Inbox:
+    """What one thread's server says, in order, for one reader; ended by the worker's end."""
+
+    def __init__(self) -> None:
+        self._items: deque[Notification] = deque()
+        self._news = asyncio.Event()
+        self._died: EngineError | None = None
+
+    def put(self, item: Notification) -> None:
+        self._items.append(item)
+        self._news.set()
+
+    def end(self, error: EngineError) -> None:
+        self._died = error
+        self._news.set()
+
+    async def get(self) -> Notification:
+        """Return the next one. Raises `WorkerDied` after the last. Safe to cancel."""
+        while not self._items:
+            if self._died is not None:
+                raise self._died
+            self._news.clear()
+            await self._news.wait()
+        return self._items.popleft()
+
+
+class Worker:
+    """Owns one app-server process. Made by `start`, ended by `stop`."""
+
+    def __init__(self, config: EngineConfig, number: int) -> None:
+        self.name = f"app-server-{number}"
+        self.config = config
+        self.starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._peer = Peer()
+        self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        self._inboxes: dict[str, Inbox] = {}
+        self._child: Child | None = None
+        self._died: EngineError | None = None
+        self._is_retired = False
+        self._databases = Path(config.scratch_dir) / f"codex-db-{id(self):x}"
+        self.version = ""
+        self.inspection = Inspection("", (), None, True)
+
+    @classmethod
+    async def start(cls, config: EngineConfig, number: int, catalogue: Path | None) -> Worker:
+        """Spawn app-server and shake hands.
+
+        Raises `EngineUnavailable` with a reason; cancelling leaves no process.
+        """
+        worker = cls(config, number)
+        try:
+            async with asyncio.timeout(HANDSHAKE_BOUND_S):
+                await worker._spawn(catalogue)
+                worker.inspection = await worker.inspect()
+        except BaseException as error:
+            await worker.stop()
+            if isinstance(error, EngineUnavailable) or not isinstance(error, Exception):
+                raise
+            log.error("%s cannot start: %s; it said: %s", worker.name, error, worker._last_words())  # noqa: TRY400
+            raise EngineUnavailable("Codex cannot be started; the server's log says why.") from error
+        log.info("%s runs as pid %s, codex %s", worker.name, worker.pid, worker.version)
+        return worker
+
+    async def _spawn(self, catalogue: Path | None) -> None:
+        self._databases.mkdir(mode=0o700, exist_ok=True)
+        own: dict[str, Any] = {"sqlite_home": str(self._databases)}
+        if catalogue is not None:
+            own["model_catalog_json"] = str(catalogue)
+        self._child = await Child.spawn(
+            arguments(self.config, "app-server", "--stdio", overrides=overrides_of(own)),
+            env=environment(self.config),
+            cwd=self.config.scratch_dir,
+            on_line=self._receive,
+            on_end=self._end,
+        )
+        answer = await self.call(
+            "initialize",
+            {
+                "clientInfo": {"name": "codexsite", "title": "codexsite", "version": __version__},
+                "capabilities": {
+                    "experimentalApi": True,
+                    "optOutNotificationMethods": UNHEARD,
+                },
+            },
+        )
+        self._child.write(self._peer.notify("initialized"))
+        self.version = str(answer["userAgent"]).partition("/")[2].partition(" ")[0]
+
+    async def inspect(self) -> Inspection:
+        """Ask for the catalogue and the login."""
+        models = await self.call("model/list", {})
+        account = await self.call("account/read", {})
+        login = account.get("account")
+        return Inspection(
+            codex_version=self.version,
+            models=tuple(_model(entry) for entry in models["data"]),
+            account=login["type"] if login else None,
+            needs_login=bool(account.get("requiresOpenaiAuth")),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid if self._child else 0
+
+    @property
+    def is_usable(self) -> bool:
+        return self._child is not None and self._died is None and not self._is_retired
+
+    def retire(self) -> None:
+        """Give it no more turns: one of them is not known to be over."""
+        self._is_retired = True
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+        """Return the result. Raises `RpcRefused`, `WorkerDied`, or `EngineProtocolError` after 30 s.
+
+        Cancelling forgets the answer, not the call: Codex still carries it out.
+        """
+        return await self.answer_to(self.send(method, params), method)
+
+    def send(self, method: str, params: dict[str, Any]) -> asyncio.Future[Any]:
+        """Send a request at once and return the future of its result."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        # An abandoned call must not end as "exception was never retrieved".
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self._died is not None or self._child is None:
+            future.set_exception(self._died or WorkerDied("Codex is not running."))
+            return future
+        number, line = self._peer.request(method, params)
+        self._pending[number] = (method, future)
+        self._child.write(line)
+        return future
+
+    async def answer_to(self, future: asyncio.Future[Any], method: str) -> Any:  # noqa: ANN401 - JSON
+        """Wait for the result of `send`, at most 30 s; the future itself survives a cancel."""
+        try:
+            async with asyncio.timeout(CALL_BOUND_S):
+                return await asyncio.shield(future)
+        except TimeoutError as error:
+            self.retire()
+            raise EngineProtocolError(f"Codex did not answer {method} in time.") from error
+
+    def open_inbox(self, thread_id: str) -> Inbox:
+        inbox = self._inboxes.setdefault(thread_id, Inbox())
+        if self._died is not None:
+            inbox.end(self._died)
+        return inbox
+
+    def close_inbox(self, thread_id: str) -> None:
+        self._inboxes.pop(thread_id, None)
+
+    # What the child calls.
+
+    def _receive(self, line: bytes) -> None:
+        frame = self._peer.receive(line)
+        if isinstance(frame, Notification):
+            inbox = self._inboxes.get(frame.thread_id)
+            if inbox is not None:
+                inbox.put(frame)
+        elif isinstance(frame, Answer):
+            self._settle(frame)
+        elif isinstance(frame, ServerRequest):
+            log.warning("%s: refused a request of the server: %s", self.name, frame.method)
+            if self._child is not None:
+                self._child.write(self._peer.reply(frame))
+        elif line.strip():
+            log.warning("%s: a line that is no frame, %d bytes", self.name, len(line))
+
+    def _settle(self, answer: Answer) -> None:
+        method, future = self._pending.pop(answer.id, ("", None))
+        if future is None or future.done():
+            return
+        if answer.error is not None:
+            future.set_exception(RpcRefused(method, answer.error))
+        else:
+            future.set_result(answer.result)
+
+    def _end(self) -> None:
+        self._died = WorkerDied("The codex process ended in the middle of the turn.")
+        if not self._is_retired:
+            log.error("%s ended; it said: %s", self.name, self._last_words())
+        for _, future in self._pending.values():
+            if not future.done():
+                future.set_exception(self._died)
+        self._pending.clear()
+        for inbox in self._inboxes.values():
+            inbox.end(self._died)
+
+    def _last_words(self) -> str:
+        return self._child.stderr_tail[-1000:] if self._child else ""
+
+    async def stop(self) -> None:
+        """End the process and all it started, and remove its databases. Idempotent, bounded."""
+        self._is_retired = True
+        if self._child is not None:
+            await self._child.stop()
+        shutil.rmtree(self._databases, ignore_errors=True)
+
+
+def _model(entry: dict[str, Any]) -> Model:
+    efforts = tuple(item["reasoningEffort"] for item in entry["supportedReasoningEfforts"])
+    return Model(entry["model"], entry["displayName"], efforts, bool(entry["isDefault"]))
+
+
+class Thread:
+    """One ephemeral thread on a worker: opened, asked once, closed whatever happened.
+
+    Closing knows three states: nothing started, a start still in flight, a turn that runs. It
+    interrupts what runs, waits until Codex says that it is over, and lets the thread be unloaded; a
+    worker on which that cannot be learnt in time is retired.
+    """
+
+    def __init__(self, worker: Worker, *, is_agent: bool) -> None:
+        self._worker = worker
+        self._is_agent = is_agent
+        self._opening: asyncio.Future[Any] | None = None
+        self._starting: asyncio.Future[Any] | None = None
+        self._inbox: Inbox | None = None
+        self.id = ""
+        self.turn_id = ""
+        self.is_over = False
+
+    async def open(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Start the thread and return Codex's answer. Raises `RpcRefused` or an `EngineError`."""
+        pause_s = FIRST_RETRY_S
+        while True:
+            self._opening = self._worker.send("thread/start", params)
+            try:
+                answer = await self._worker.answer_to(self._opening, "thread/start")
+                break
+            except RpcRefused as refused:
+                if refused.code != OVERLOADED:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LAST_RETRY_S)
+        self.id = answer["thread"]["id"]
+        self._inbox = self._worker.open_inbox(self.id)
+        result: dict[str, Any] = answer
+        return result
+
+    async def inject(self, items: list[dict[str, Any]]) -> None:
+        """Give the thread its history."""
+        if items:
+            params = {"threadId": self.id, "items": items}
+            await self._worker.call("thread/inject_items", params)
+
+    async def ask(self, params: dict[str, Any]) -> None:
+        """Start the turn on what was injected."""
+        turn = {"threadId": self.id, "input": [], **params}
+        self._starting = self._worker.send("turn/start", turn)
+        answer = await self._worker.answer_to(self._starting, "turn/start")
+        self.turn_id = answer["turn"]["id"]
+
+    async def next(self) -> Notification:
+        """Return what Codex says next on this thread. Raises `WorkerDied`."""
+        assert self._inbox is not None  # noqa: S101 - opened before
+        note = await self._inbox.get()
+        self._watch(note)
+        return note
+
+    def _watch(self, note: Notification) -> None:
+        if note.method == "turn/started":
+            self.turn_id = note.params["turn"]["id"]
+        elif note.method == "turn/completed":
+            self.is_over = True
+
+    async def close(self) -> None:
+        """End the turn if it runs and let go of the thread, within a few seconds."""
+        try:
+            async with asyncio.timeout(3 * CLEAN_UP_BOUND_S):
+                await self._close()
+        except (TimeoutError, RpcRefused, EngineError) as error:
+            if self._worker.is_usable:
+                log.warning("%s: a turn is not known to be over: %r", self._worker.name, error)
+            self._worker.retire()
+        finally:
+            self._worker.close_inbox(self.id)
+
+    async def _close(self) -> None:
+        if self._opening is None:
+            return
+        if not self.id:  # we were stopped while the thread was being started
+            try:
+                self.id = (await asyncio.shield(self._opening))["thread"]["id"]
+            except RpcRefused:
+                return
+        if self._starting is not None and not self.is_over:
+            await self._interrupt()
+        if self._is_agent:
+            await self._worker.call("thread/backgroundTerminals/clean", {"threadId": self.id})
+        await self._worker.call("thread/unsubscribe", {"threadId": self.id})
+
+    async def _interrupt(self) -> None:
+        if not self.turn_id:  # the turn's start is in flight: without its id nothing can stop it
+            try:
+                assert self._starting is not None  # noqa: S101 - the caller has looked
+                self.turn_id = (await asyncio.shield(self._starting))["turn"]["id"]
+            except RpcRefused:
+                return
+        params = {"threadId": self.id, "turnId": self.turn_id}
+        self._worker.send("turn/interrupt", params)
+        while not self.is_over:
+            await self.next()
