@@ -77,8 +77,14 @@ class RequestRecord(models.Model):
         indexes: ClassVar = [
             models.Index(fields=[column, "id"], name=f"request_{column}")
             for column in (
-                "outcome", "key_id", "key_prefix", "engine", "model_served", "agent_mode",
-                "stream", "http_status",
+                "outcome",
+                "key_id",
+                "key_prefix",
+                "engine",
+                "model_served",
+                "agent_mode",
+                "stream",
+                "http_status",
             )
         ]
 

@@ -12,6 +12,11 @@ from pathlib import Path
 from django.core.exceptions import ImproperlyConfigured
 
 
+def locate(text: str | None) -> Path:
+    """Return the absolute path of the data directory that `CODEX_PROXY_DATA_DIR` names."""
+    return Path(text or "~/.codexsite").expanduser().resolve()
+
+
 @dataclass(frozen=True, slots=True)
 class DataDir:
     """Where each thing lives. Only `prepare` touches the disk."""

@@ -11,9 +11,10 @@ from typing import Any
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import reverse_lazy
 from environs import Env, EnvError
 
-from codexsite.datadir import DataDir
+from codexsite.datadir import DataDir, locate
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -30,9 +31,7 @@ def read(reader: Any, name: str, default: Any = None) -> Any:  # noqa: ANN401 - 
 
 # --- Where things are -------------------------------------------------------------------------
 
-DATA_DIR = DataDir(
-    Path(read(env.str, "CODEX_PROXY_DATA_DIR", "~/.codexsite")).expanduser().resolve()
-)
+DATA_DIR = DataDir(locate(read(env.str, "CODEX_PROXY_DATA_DIR")))
 DATA_DIR.prepare()
 
 SECRET_KEY = read(env.str, "CODEX_PROXY_SECRET_KEY") or DATA_DIR.secret_key()
@@ -42,7 +41,7 @@ DEBUG = read(env.bool, "CODEX_PROXY_DEBUG", False)
 # --- The proxy --------------------------------------------------------------------------------
 
 DEMO = read(env.bool, "CODEX_PROXY_DEMO", False)
-HOST = read(env.str, "CODEX_PROXY_HOST", "127.0.0.1")
+HOST = read(env.str, "CODEX_PROXY_HOST") or "127.0.0.1"
 PORT = read(env.int, "CODEX_PROXY_PORT", 8765)
 ENV_API_KEY = read(env.str, "CODEX_PROXY_API_KEY") or None
 ALLOW_ANONYMOUS = read(env.bool, "CODEX_PROXY_ALLOW_ANONYMOUS", False)
@@ -65,29 +64,34 @@ def _networks(name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network,
 TRUSTED_PROXIES = _networks("CODEX_PROXY_TRUSTED_PROXIES")
 
 
+# Field of the settings' row, its variable, how it is read.
+OPTION_READERS: dict[str, tuple[str, Any]] = {
+    "codex_bin": ("CODEX_PROXY_CODEX_BIN", env.str),
+    "proxy": ("CODEX_PROXY_PROXY", env.str),
+    "model": ("CODEX_PROXY_MODEL", env.str),
+    "engine": ("CODEX_PROXY_ENGINE", env.str),
+    "workers": ("CODEX_PROXY_WORKERS", env.int),
+    "max_queue_size": ("CODEX_PROXY_MAX_QUEUE_SIZE", env.int),
+    "queue_timeout_seconds": ("CODEX_PROXY_QUEUE_TIMEOUT_SECONDS", env.float),
+    "app_server_codex_home": ("CODEX_PROXY_APP_SERVER_CODEX_HOME", env.str),
+    "codex_configs": ("CODEX_PROXY_CODEX_CONFIGS", env.str),
+    "ephemeral": ("CODEX_PROXY_EPHEMERAL", env.bool),
+    "agent": ("CODEX_PROXY_AGENT", env.bool),
+    "fast": ("CODEX_PROXY_FAST", env.bool),
+    "default_cwd": ("CODEX_PROXY_DEFAULT_CWD", env.str),
+    "allowed_roots": ("CODEX_PROXY_ALLOWED_ROOTS", env.str),
+    "timeout_seconds": ("CODEX_PROXY_TIMEOUT_SECONDS", env.float),
+    "max_concurrency": ("CODEX_PROXY_MAX_CONCURRENCY", env.int),
+    "log_level": ("CODEX_PROXY_LOG_LEVEL", env.str),
+}
+OPTION_VARIABLES = {field: name for field, (name, _) in OPTION_READERS.items()}
+
+
 def _option_overrides() -> dict[str, Any]:
     """Return the options that the predecessor's variables set; they win over the admin's row."""
-    readers: dict[str, tuple[str, Any]] = {
-        "codex_bin": ("CODEX_PROXY_CODEX_BIN", env.str),
-        "proxy": ("CODEX_PROXY_PROXY", env.str),
-        "model": ("CODEX_PROXY_MODEL", env.str),
-        "engine": ("CODEX_PROXY_ENGINE", env.str),
-        "workers": ("CODEX_PROXY_WORKERS", env.int),
-        "max_queue_size": ("CODEX_PROXY_MAX_QUEUE_SIZE", env.int),
-        "queue_timeout_seconds": ("CODEX_PROXY_QUEUE_TIMEOUT_SECONDS", env.float),
-        "app_server_codex_home": ("CODEX_PROXY_APP_SERVER_CODEX_HOME", env.str),
-        "codex_configs": ("CODEX_PROXY_CODEX_CONFIGS", env.str),
-        "ephemeral": ("CODEX_PROXY_EPHEMERAL", env.bool),
-        "agent": ("CODEX_PROXY_AGENT", env.bool),
-        "default_cwd": ("CODEX_PROXY_DEFAULT_CWD", env.str),
-        "allowed_roots": ("CODEX_PROXY_ALLOWED_ROOTS", env.str),
-        "timeout_seconds": ("CODEX_PROXY_TIMEOUT_SECONDS", env.float),
-        "max_concurrency": ("CODEX_PROXY_MAX_CONCURRENCY", env.int),
-        "log_level": ("CODEX_PROXY_LOG_LEVEL", env.str),
-    }
     found = {
         field: read(reader, name)
-        for field, (name, reader) in readers.items()
+        for field, (name, reader) in OPTION_READERS.items()
         if read(env.str, name)
     }
     if "codex_configs" in found:
@@ -100,7 +104,7 @@ def _option_overrides() -> dict[str, Any]:
     }.items():
         if field in found and found[field] not in choices:
             raise ImproperlyConfigured(
-                f"{readers[field][0]}: {found[field]!r} is none of {', '.join(choices)}"
+                f"{OPTION_VARIABLES[field]}: {found[field]!r} is none of {', '.join(choices)}"
             )
     return found
 
@@ -109,7 +113,11 @@ OPTION_OVERRIDES = _option_overrides()
 
 # --- Django -----------------------------------------------------------------------------------
 
-ALLOWED_HOSTS = read(env.list, "CODEX_PROXY_ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+# The address that the operator named is one more that people type; a wildcard names none.
+ALLOWED_HOSTS = read(env.list, "CODEX_PROXY_ALLOWED_HOSTS") or [
+    *("localhost", "127.0.0.1", "[::1]"),
+    *([f"[{HOST}]" if ":" in HOST else HOST] if HOST not in ("0.0.0.0", "::") else []),  # noqa: S104 - left out
+]
 CSRF_TRUSTED_ORIGINS = read(env.list, "CODEX_PROXY_CSRF_TRUSTED_ORIGINS", [])
 
 INSTALLED_APPS = [
@@ -230,3 +238,66 @@ LOGGING = {
         "django": {"handlers": ["console"], "level": "WARNING", "propagate": False},
     },
 }
+
+# --- Changelog (django-auditlog) --------------------------------------------------------------
+
+AUDITLOG_CID_HEADER = None  # a client's header has no place in the record
+AUDITLOG_USE_FK_STRING_REPRESENTATION = True  # an owner by name, as it was then
+
+# --- The admin's look (django-unfold) ---------------------------------------------------------
+
+
+def _page(title: str, icon: str, view: str, permission: str = "") -> dict[str, Any]:
+    """Return an entry of the sidebar; it is shown to those who may open it."""
+    return {
+        "title": title,
+        "icon": icon,
+        "link": reverse_lazy(view),
+        "permission": lambda request: not permission or request.user.has_perm(permission),
+    }
+
+
+UNFOLD = {
+    "SITE_TITLE": "codexsite",
+    "SITE_HEADER": "codexsite",
+    "SITE_SUBHEADER": "A team's Codex endpoint",
+    "SITE_SYMBOL": "hub",
+    "SITE_URL": "/",
+    "ENVIRONMENT": "proxy.notices.environment",
+    "ENVIRONMENT_TITLE_PREFIX": "proxy.notices.title_prefix",
+    "SHOW_VIEW_ON_SITE": False,
+    "SIDEBAR": {
+        "show_search": False,
+        "navigation": [
+            {
+                "title": "What happened",
+                "items": [
+                    _page("Requests", "list_alt", "admin:audit_requestrecord_changelist", "audit.view_requestrecord"),
+                    _page("Changes", "history", "admin:proxy_changeentry_changelist", "proxy.view_changeentry"),
+                ],
+            },
+            {
+                "title": "Who may do what",
+                "items": [
+                    _page("API keys", "key", "admin:proxy_apikey_changelist", "proxy.view_apikey"),
+                    _page("Allowed roots", "folder_open", "admin:proxy_allowedroot_changelist", "proxy.view_allowedroot"),
+                    _page("Agent grants", "verified_user", "admin:proxy_agentgrant_changelist", "proxy.view_agentgrant"),
+                ],
+            },
+            {
+                "title": "Server",
+                "items": [
+                    _page("Proxy settings", "tune", "admin:proxy_proxysettings_changelist", "proxy.view_proxysettings"),
+                    {"title": "API documentation", "icon": "api", "link": "/docs"},
+                ],
+            },
+            {
+                "title": "People",
+                "items": [
+                    _page("Users", "person", "admin:auth_user_changelist", "auth.view_user"),
+                    _page("Groups", "group", "admin:auth_group_changelist", "auth.view_group"),
+                ],
+            },
+        ],
+    },
+}  # fmt: skip

@@ -17,7 +17,8 @@
       ServerUnavailable               503     server_unavailable
       InternalError                   500     internal_error
       EngineError                     502     engine_error
-        EngineUnavailable             503     engine_unavailable     cannot start, or shutting down
+        EngineUnavailable             503     engine_unavailable     cannot start
+          ShuttingDown                503     server_shutting_down
           NotLoggedIn                 503     codex_not_logged_in
           UpstreamRefusedLogin        503     upstream_auth_failed
           UpstreamOverloaded          503     server_overloaded
@@ -45,6 +46,8 @@ class ProxyError(Exception):
     status = 500
     code: str | None = "internal_error"
     type = "server_error"
+    outcome = "failed"
+    """The audit's word for it."""
     retry_after_s: int | None = None
     """Whole seconds for the `retry-after` header; SDKs obey 1 to 60."""
 
@@ -89,7 +92,7 @@ class ServerUnavailable(ProxyError):
 class InvalidRequest(ProxyError):
     """The caller's mistake; `param` names the field in OpenAI's style."""
 
-    status, code, type = 400, "invalid_value", "invalid_request_error"
+    status, code, type, outcome = 400, "invalid_value", "invalid_request_error", "rejected"
 
 
 class UnsupportedParameter(InvalidRequest):
@@ -99,9 +102,19 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class KeyRejected(InvalidRequest):
-    """No key, an unknown one, an expired or a revoked one: the caller is not told which."""
+    """No key, an unknown one, an expired or a revoked one: the caller is not told which.
+
+    `known_key` and `reason` are for the audit row only.
+    """
 
     status, code = 401, "invalid_api_key"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, known_key: object = None, reason: str = ""
+    ) -> None:
+        super().__init__(message, code=code)
+        self.known_key = known_key
+        self.reason = reason
 
 
 class AccessDenied(InvalidRequest):
@@ -162,6 +175,7 @@ class KeyBusy(ProxyError):
     """The key already runs as many turns as its concurrency cap allows."""
 
     status, code, type, retry_after_s = 429, "key_concurrency_exceeded", "rate_limit_error", 2
+    outcome = "rejected"
 
 
 class EngineError(ProxyError):
@@ -174,6 +188,12 @@ class EngineUnavailable(EngineError):
     """The engine cannot start, or is shutting down."""
 
     status, code, retry_after_s = 503, "engine_unavailable", 10
+
+
+class ShuttingDown(EngineUnavailable):
+    """The server ends while the turn runs, or refuses a new one for that reason."""
+
+    code, outcome = "server_shutting_down", "interrupted"
 
 
 class NotLoggedIn(EngineUnavailable):
@@ -198,6 +218,7 @@ class EngineBusy(EngineError):
     """The queue is full, or the turn waited too long in it."""
 
     status, code, type, retry_after_s = 429, "server_busy", "rate_limit_error", 5
+    outcome = "rejected"
 
 
 class UsageLimited(EngineError):
@@ -215,7 +236,7 @@ class RateLimited(EngineError):
 class EngineTimeout(EngineError):
     """The turn's absolute deadline passed."""
 
-    status, code = 504, "upstream_timeout"
+    status, code, outcome = 504, "upstream_timeout", "timed_out"
 
 
 class WorkerDied(EngineError):
@@ -264,4 +285,4 @@ class EngineProtocolError(EngineError):
 class TurnStopped(EngineError):
     """We ended the turn ourselves: the client left."""
 
-    status, code = 499, "turn_stopped"
+    status, code, outcome = 499, "turn_stopped", "cancelled"

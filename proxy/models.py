@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
+from auditlog.models import LogEntry
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -30,6 +31,11 @@ ENGINES = [("app-server", "app-server"), ("exec", "exec")]
 def digest_of(secret: str) -> str:
     """SHA-256 in hex. The secret has 256 random bits, so a slow hash would add nothing."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Return whether a real path is a real root or lies below it."""
+    return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 class AllowedRoot(models.Model):
@@ -73,17 +79,18 @@ class ApiKeyManager(models.Manager["ApiKey"]):
         key.save(force_insert=True)
         return key, secret
 
-    def authenticate(self, secret: str) -> ApiKey | None:
-        """Return the key that this secret opens now, else None.
+    def find(self, secret: str) -> ApiKey | None:
+        """Return the key that this secret belongs to, live or not; else None.
 
-        Found by its visible prefix, then compared as digests in constant time.
+        Found by its visible prefix, then compared as digests in constant time. A secret that was
+        rotated away counts until its grace is over.
         """
         prefix, digest, now = secret[:PREFIX_LENGTH], digest_of(secret), timezone.now()
         candidates = self.select_related("owner", "default_root").filter(
             Q(prefix=prefix) | Q(previous_prefix=prefix)
         )
         for key in candidates:
-            if key.is_opened_by(digest, now) and key.is_live(now):
+            if key.is_opened_by(digest, now):
                 return key
         return None
 
@@ -205,10 +212,10 @@ class AgentGrantManager(models.Manager["AgentGrant"]):
         started = Q(starts_at__lte=now) & (Q(ends_at__isnull=True) | Q(ends_at__gt=now))
         return self.filter(started, revoked_at__isnull=True)
 
-    def covering(self, key: ApiKey, root_path: str) -> AgentGrant | None:
-        """Return a live grant that lets this key use agent mode in the root of this real path."""
+    def covering(self, key: ApiKey, folder: str) -> AgentGrant | None:
+        """Return a live grant that lets this key use agent mode in the folder of this real path."""
         for grant in self.live().filter(key=key).prefetch_related("roots").order_by("id"):
-            if any(os.path.realpath(root.path) == root_path for root in grant.roots.all()):
+            if any(is_inside(folder, os.path.realpath(root.path)) for root in grant.roots.all()):
                 return grant
         return None
 
@@ -361,3 +368,12 @@ class ProxySettings(models.Model):
     def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
         self.pk = 1
         super().save(*args, **kwargs)
+
+
+class ChangeEntry(LogEntry):  # type: ignore[misc] # auditlog has no types
+    """A change of the policy on record, as the admin shows it; auditlog writes it."""
+
+    class Meta:
+        proxy = True
+        verbose_name = "change"
+        default_permissions = ("view",)

@@ -21,7 +21,7 @@ from proxy.engines.launch import environment
 from proxy.engines.pool import Gate, WorkerPool
 from proxy.engines.running import RunningTurn
 from proxy.engines.worker import RpcRefused, Thread, Worker
-from proxy.errors import EngineProtocolError, EngineUnavailable, TurnFailed
+from proxy.errors import EngineProtocolError, ShuttingDown, TurnFailed
 
 STARTED_NOT_USABLE = "Codex refused to start the turn; the server's log says why."
 
@@ -105,7 +105,7 @@ class AppServerEngine:
     async def aclose(self) -> None:
         running = list(self._running)
         for turn in running:
-            turn.stop(EngineUnavailable("The server is shutting down."))
+            turn.stop(ShuttingDown("The server is shutting down."))
         await asyncio.gather(*(turn.aclose() for turn in running))
         if self._catalogue is not None:
             self._catalogue.cancel()

@@ -27,7 +27,7 @@ from proxy.engines.launch import arguments, environment, overrides_of
 from proxy.engines.pool import Gate
 from proxy.engines.running import RunningTurn
 from proxy.engines.worker import Worker
-from proxy.errors import ContextTooLong, EngineUnavailable, WorkerDied
+from proxy.errors import ContextTooLong, EngineUnavailable, ShuttingDown, WorkerDied
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class ExecEngine:
     async def aclose(self) -> None:
         running = list(self._running)
         for turn in running:
-            turn.stop(EngineUnavailable("The server is shutting down."))
+            turn.stop(ShuttingDown("The server is shutting down."))
         await asyncio.gather(*(turn.aclose() for turn in running))
         tasks = [task for task in (self._inspection, self._catalogues) if task is not None]
         for task in tasks:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Generic, Protocol, TypeVar
 
-from proxy.errors import EngineBusy, EngineUnavailable
+from proxy.errors import EngineBusy, EngineUnavailable, ShuttingDown
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class WorkerPool(Generic[W]):
 
     def _choose(self) -> _Slot[W]:
         if self._closed:
-            raise EngineUnavailable("The engine is shutting down.")
+            raise ShuttingDown("The server is shutting down.")
         now = asyncio.get_running_loop().time()
         ready = [slot for slot in self._slots if slot.failure is None or slot.retry_at <= now]
         if not ready:

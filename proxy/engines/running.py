@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.engines.base import Completed, Event, Failed, TextDelta, Turn, TurnStarted
+from proxy.engines.base import Completed, Event, Failed, TextDelta, Turn, TurnStarted, Usage, UsageReported
 from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, TurnStopped
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class RunningTurn:
         self.worker = ""
         self.codex_version = ""
         self.served_model = turn.model or ""
+        self.usage: Usage | None = None
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
@@ -66,6 +67,10 @@ class RunningTurn:
             self._run(drive), name=f"turn-{turn.request_id}", context=contextvars.Context()
         )
 
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call back once the turn has ended and its engine has cleaned up behind it."""
+        self._task.add_done_callback(lambda _: callback())
+
     # For the engine that drives it.
 
     def emit(self, event: Event) -> None:
@@ -73,6 +78,8 @@ class RunningTurn:
         if self._ended:
             return
         self._time(event)
+        if isinstance(event, UsageReported):
+            self.usage = event.usage
         self._ended = isinstance(event, Completed | Failed)
         self._events.append(event)
         self._news.set()

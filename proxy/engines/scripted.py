@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from proxy.engines.base import Completed, Event, Failed, Inspection, Model, Turn, TurnStarted
 from proxy.engines.running import RunningTurn
-from proxy.errors import EngineError, EngineUnavailable
+from proxy.errors import EngineError, ShuttingDown
 
 Step = Event | EngineError | asyncio.Event | Callable[[Turn], Event]
 """An event is emitted, an error is raised, an `asyncio.Event` is waited for, a callable is asked."""
@@ -66,5 +66,5 @@ class ScriptedEngine:
 
     async def aclose(self) -> None:
         for running in list(self._running):
-            running.stop(EngineUnavailable("The server is shutting down."))
+            running.stop(ShuttingDown("The server is shutting down."))
             await running.aclose()

@@ -1,0 +1,128 @@
+"""Lists of a log of millions that stay quick: nothing here reads more of a table than it shows.
+
+Each list is ordered by primary key, newest first, so it is a range scan of the key or of an index
+(column, id). Measured at five million rows; `tests/contract/admin` reads the query plans.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django.contrib.admin import ShowFacets
+from django.core.paginator import Paginator
+from django.db import connection
+from django.db.models import Max, Min, Model, QuerySet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+from unfold.admin import ModelAdmin
+
+CAP = 10_000
+"""Rows that a list counts and pages through, so that no OFFSET is larger."""
+
+WINDOW = 200_000
+"""Rows that are looked at where no single index answers."""
+
+NEIGHBOURS = 1_000
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg] # generic only in the stubs
+    """Counts no further than `CAP`."""
+
+    @cached_property
+    def count(self) -> int:
+        found: int = self.object_list.order_by().values("pk")[: CAP + 1].count()  # type: ignore[union-attr] # always a queryset here
+        return min(CAP, found)
+
+
+def distinct_values(
+    model: type[Model], column: str, *, start: str | None = None, limit: int = 200
+) -> list[tuple[Any, int]]:
+    """Return the column's values in order, from `start` on, each with the id of its newest row.
+
+    A walk over the index (column, id) with one probe for each value, where DISTINCT reads it all.
+    """
+    name = connection.ops.quote_name
+    table, value = name(model._meta.db_table), name(column)
+    first = f"SELECT MIN({value}) FROM {table}" + (f" WHERE {value} >= %s" if start else "")
+    # Only names of our own models are put into the text.
+    sql = f"""
+        WITH RECURSIVE step(value, number) AS (
+            SELECT ({first}), 1
+            UNION ALL
+            SELECT (SELECT MIN({value}) FROM {table} WHERE {value} > step.value), number + 1
+            FROM step WHERE step.value IS NOT NULL AND number < %s
+        )
+        SELECT value, (SELECT MAX(id) FROM {table} WHERE {value} = step.value)
+        FROM step WHERE value IS NOT NULL
+    """  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [*([start] if start else []), limit])
+        return cursor.fetchall()
+
+
+def first_id_since(model: type[Model], column: str, since: datetime) -> int | None:
+    """Return the id at which the log was when `since` came; None where nothing is that new.
+
+    Ids follow time, but for the rows that several processes write at once and those that a killed
+    server left for its next start. So the lowest id among the nearest neighbours counts.
+    """
+    newer = model._base_manager.filter(**{f"{column}__gte": since}).order_by(column)
+    lowest: int | None = newer.values("id")[:NEIGHBOURS].aggregate(found=Min("id"))["found"]
+    return lowest
+
+
+def last_id_before(model: type[Model], column: str, until: datetime) -> int | None:
+    """Return the id at which the log was just before `until`; None where nothing is that old."""
+    older = model._base_manager.filter(**{f"{column}__lt": until}).order_by(f"-{column}")
+    highest: int | None = older.values("id")[:NEIGHBOURS].aggregate(found=Max("id"))["found"]
+    return highest
+
+
+def newest_window(queryset: QuerySet[Any], newest_id: int | None = None) -> QuerySet[Any]:
+    """Narrow the queryset to the newest `WINDOW` rows of the log, or of what ends at `newest_id`.
+
+    Two conditions that hold together for few rows only would else be looked for in all rows of
+    the one that an index answers.
+    """
+    if newest_id is None:
+        newest_id = queryset.model._base_manager.aggregate(found=Max("id"))["found"] or 0
+    return queryset.filter(id__gt=newest_id - WINDOW)
+
+
+class LogAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
+    """A log that everybody only reads: nobody adds, changes or deletes, superusers included."""
+
+    time_column = "created_at"
+
+    actions = None
+    list_filter_submit = True
+    list_per_page = 50
+    list_max_show_all = 50
+    ordering = ("-id",)
+    paginator = CappedPaginator
+    show_facets = ShowFacets.NEVER
+    show_full_result_count = False
+    sortable_by = ()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Allow what the filters offer: by default the URL may ask for any scan of any column."""
+        return lookup in self.filter_parameters(request)
+
+    def filter_parameters(self, request: HttpRequest) -> set[str]:
+        names: set[str] = set()
+        for item in self.get_list_filter(request):
+            if isinstance(item, tuple):
+                names |= {f"{item[0]}_from", f"{item[0]}_to"}
+            else:
+                names.add(item.parameter_name)
+        return names

@@ -1,0 +1,108 @@
+"""The composition root: everything that lives as long as the server is made and joined here.
+
+    Lifecycle          start, drain, stop; each request in a task of its own
+      Gateway          request id, audit record, body limit
+        /v1 /health /ready /metrics    Django with the API's one middleware
+        everything else                Django with its usual ones: admin, docs, front page
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "codexsite.settings")
+
+import django
+
+django.setup(set_prefix=False)
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from channels.routing import ProtocolTypeRouter
+from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+
+from audit.writer import AuditLog
+from codexsite.lifecycle import Lifecycle
+from proxy import runtime
+from proxy.gateway import Gateway, Receive, Scope, Send
+from proxy.models import ApiKey
+from proxy.runtime import Runtime
+
+API_PATHS = ("/v1/", "/health", "/ready", "/metrics")
+
+
+class ApiHandler(ASGIHandler):
+    """Django's own handler with the API's short list: each usual middleware costs thread hops."""
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        usual, settings.MIDDLEWARE = settings.MIDDLEWARE, settings.API_MIDDLEWARE
+        try:
+            super().load_middleware(is_async=is_async)
+        finally:
+            settings.MIDDLEWARE = usual
+
+
+def by_path(api: ASGIHandler, pages: ASGIHandler) -> Any:  # noqa: ANN401 - an ASGI application
+    """Return the application that gives the API's paths to one handler and the rest to the other."""
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        handler = api if scope["path"].startswith(API_PATHS) else pages
+        await handler(scope, receive, send)  # type: ignore[arg-type]
+
+    return dispatch
+
+
+def note_last_used(rows: Sequence[dict[str, Any]]) -> None:
+    """Write behind when each key was last used; runs in the audit log's thread."""
+    last: dict[int, datetime] = {}
+    for row in rows:
+        if row.get("key_id") is not None:
+            last[row["key_id"]] = max(row["created_at"], last.get(row["key_id"], row["created_at"]))
+    for key_id, when in last.items():
+        ApiKey.objects.filter(pk=key_id).update(last_used_at=when)
+
+
+class Service:
+    """The audit log and the engines: started together, ended in the other order."""
+
+    def __init__(self) -> None:
+        self.audit_log = AuditLog(
+            settings.DATA_DIR.spool, settings.INSTANCE_ID, after_commit=note_last_used
+        )
+        self.runtime = Runtime()
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.audit_log.start)
+        runtime.install(self.runtime)
+        await self.runtime.start()
+
+    def refuse_new(self) -> None:
+        self.runtime.refuse_new()
+
+    async def interrupt(self) -> None:
+        await self.runtime.aclose()
+
+    async def stop(self) -> None:
+        await self.runtime.aclose()
+        runtime.install(None)
+        await asyncio.to_thread(self.audit_log.close)
+
+
+def build(service: Service) -> Lifecycle:
+    """Return the whole application around a service."""
+    gateway = Gateway(
+        by_path(ApiHandler(), ASGIHandler()),
+        audit_log=lambda: service.audit_log,
+        max_body_bytes=settings.MAX_BODY_BYTES,
+        trusted_proxies=settings.TRUSTED_PROXIES,
+    )
+    router = ProtocolTypeRouter({"http": gateway})
+    return Lifecycle(router, service, grace_s=settings.SHUTDOWN_GRACE_S)
+
+
+application = build(Service())
+application.attach_to_twisted()

@@ -1,0 +1,160 @@
+"""The life of the server under any ASGI host: start, drain, stop; and each request's whole end.
+
+Daphne sends no lifespan events, cancels a request's task while its clean-up runs, and on SIGTERM
+cancels Django, which then forgets its view. So every request runs here in a task of its own that
+nobody but its own end stops: what the host cancels is only the waiting for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+from collections.abc import Awaitable
+from typing import Protocol
+
+from proxy.gateway import App, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+AFTER_INTERRUPT_S = 10.0
+"""For requests to send their last words, after their turns were interrupted."""
+
+
+class Service(Protocol):
+    """What lives as long as the server: the engines and the audit log."""
+
+    async def start(self) -> None: ...
+    def refuse_new(self) -> None: ...
+    async def interrupt(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Lifecycle:
+    """The outermost ASGI application.
+
+    `start` of the service is awaited before the first request is served. On shutdown new turns are
+    refused, running ones may finish for `grace_s` seconds, the rest is interrupted so that each
+    client gets a clean error, and then the service is stopped.
+    """
+
+    def __init__(self, app: App, service: Service, *, grace_s: float) -> None:
+        self._app, self._service, self._grace_s = app, service, grace_s
+        self._requests: dict[asyncio.Task[None], asyncio.Event] = {}
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    # The host's side.
+
+    def attach_to_twisted(self) -> None:
+        """Start and stop with Twisted's reactor, where that is what runs the server (Daphne)."""
+        if "daphne.server" not in sys.modules:
+            return
+        from twisted.internet import reactor
+        from twisted.internet.defer import Deferred
+
+        reactor.callWhenRunning(self._ensure_started)  # type: ignore[attr-defined]
+        reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
+            "before", "shutdown", lambda: Deferred.fromFuture(self._ensure_stopping())
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await asyncio.shield(self._ensure_started())
+        await self._supervise(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._ensure_started()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.shutdown()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    # Start and stop, once each.
+
+    def _ensure_started(self) -> asyncio.Task[None]:
+        if self._starting is None:
+            self._starting = _own_task(self._service.start(), "service-start")
+        return self._starting
+
+    def _ensure_stopping(self) -> asyncio.Task[None]:
+        if self._stopping is None:
+            self._stopping = _own_task(self._shutdown(), "service-stop")
+        return self._stopping
+
+    async def shutdown(self) -> None:
+        """Drain, interrupt, stop; each wait bounded. A second call waits for the first."""
+        await asyncio.shield(self._ensure_stopping())
+
+    async def _shutdown(self) -> None:
+        self._service.refuse_new()
+        if self._requests:
+            log.info("%d requests may finish for %g s", len(self._requests), self._grace_s)
+        await self._requests_end_within(self._grace_s)
+        await self._service.interrupt()
+        await self._requests_end_within(AFTER_INTERRUPT_S)
+        for gone in self._requests.values():
+            gone.set()
+        await self._requests_end_within(AFTER_INTERRUPT_S)
+        for task in self._requests:
+            log.error("%s does not end", task.get_name())
+        await self._service.stop()
+
+    async def _requests_end_within(self, bound_s: float) -> None:
+        if self._requests:
+            await asyncio.wait(list(self._requests), timeout=bound_s)
+
+    # One request.
+
+    async def _supervise(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.Event()
+        task = _own_task(
+            self._app(scope, _receive_until(gone, receive), send), f"request {scope['path']}"
+        )
+        self._requests[task] = gone
+        task.add_done_callback(self._requests.pop)
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise
+                # The host wants us gone: on shutdown `_shutdown` sees to it, else the client has
+                # left and the request knows. Either way its clean-up is bounded and ours to await.
+
+
+def _receive_until(gone: asyncio.Event, receive: Receive) -> Receive:
+    """Return a `receive` that also tells the application when we want its client to be gone."""
+
+    async def receiving() -> Message:
+        waiting = asyncio.ensure_future(receive())
+        leaving = asyncio.ensure_future(gone.wait())
+        try:
+            await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else {"type": "http.disconnect"}
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+
+    return receiving
+
+
+def _own_task(work: Awaitable[None], name: str) -> asyncio.Task[None]:
+    """Return a task that inherits nothing from whoever asked for it."""
+
+    async def run() -> None:
+        await work
+
+    return asyncio.get_event_loop().create_task(run(), name=name, context=contextvars.Context())
+
+

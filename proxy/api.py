@@ -1,0 +1,383 @@
+"""The HTTP surface: endpoints, the bearer key, and the one place that renders errors. No rules."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from asgiref.sync import markcoroutinefunction
+from django.conf import settings
+from django.contrib.admin.views.decorators import staff_member_required
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.parser import Parser
+from ninja.security import HttpBearer
+
+from audit import metrics
+from proxy import __version__, completions, policy, runtime, schemas
+from proxy.dbthreads import read
+from proxy.engines.base import Inspection
+from proxy.errors import (
+    InternalError,
+    InvalidRequest,
+    KeyRejected,
+    MethodNotAllowed,
+    ModelDenied,
+    ModelNotFound,
+    ProxyError,
+    UnknownUrl,
+    UnsupportedMediaType,
+)
+from proxy.gateway import RequestContext, context_of
+from proxy.models import ApiKey
+
+log = logging.getLogger(__name__)
+
+ERRORS = {
+    status: schemas.ErrorEnvelope for status in (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504)
+}
+STARTED_AT = time.time()
+
+
+class JsonParser(Parser):
+    """Reads a body that is declared as JSON; a web page cannot send that without asking first."""
+
+    def parse_body(self, request: HttpRequest) -> Any:  # noqa: ANN401 - JSON
+        if request.content_type != "application/json":
+            raise UnsupportedMediaType("The request body must be sent as application/json.")
+        try:
+            return orjson.loads(request.body)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(
+                f"We could not parse the JSON body of your request: {error}", code="invalid_json"
+            ) from error
+
+
+class BearerKey(HttpBearer):
+    """The `Authorization: Bearer` header -> the caller behind it, checked before the body is read."""
+
+    async def __call__(self, request: HttpRequest) -> completions.Asker:
+        context = context_of(request.scope)  # type: ignore[attr-defined]
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        given = secret.strip() if scheme.lower() == "bearer" else ""
+        try:
+            caller, options = await read(
+                policy.authenticate, given or None, may_be_anonymous=_may_be_anonymous(request, context)
+            )
+        except KeyRejected as error:
+            if isinstance(error.known_key, ApiKey):
+                _note_key(context, error.known_key)
+            raise
+        finally:
+            context.laps.lap("auth")
+        context.record.note(key_id=caller.key_id, key_name=caller.name,
+                            key_prefix=caller.prefix, key_owner=caller.owner)
+        return completions.Asker(caller, options)
+
+    async def authenticate(self, request: HttpRequest, token: str) -> completions.Asker:
+        return await self(request)
+
+
+def _note_key(context: RequestContext, key: ApiKey) -> None:
+    context.record.note(
+        key_id=key.pk,
+        key_name=key.name,
+        key_prefix=key.prefix,
+        key_owner=key.owner.get_username(),
+    )
+
+
+def _may_be_anonymous(request: HttpRequest, context: RequestContext) -> bool:
+    """Only on a server that listens on loopback alone, for a client of this very machine.
+
+    The host name is checked too: a web page may point a name of its own at 127.0.0.1.
+    """
+    host = request.META.get("HTTP_HOST", "").rpartition(":")[0] or request.META.get("HTTP_HOST", "")
+    is_named_local = host in ("localhost", "127.0.0.1", "[::1]")
+    return context.is_local and is_named_local and runtime.listens_on_loopback_only()
+
+
+api = NinjaAPI(
+    title="codexsite",
+    version=__version__,
+    description="Chat completions of the OpenAI API, answered by the OpenAI Codex CLI.",
+    docs_url="/docs",
+    openapi_url="/openapi.json",
+    docs_decorator=staff_member_required,
+    parser=JsonParser(),
+    urls_namespace="api",
+)
+bearer = BearerKey()
+
+
+# --- Chat -------------------------------------------------------------------------------------
+
+
+@api.post(
+    "/v1/chat/completions",
+    auth=bearer,
+    response={200: schemas.ChatCompletion, **ERRORS},
+    summary="Create a chat completion, whole or (with `stream`) as server-sent events",
+    tags=["chat"],
+)
+async def create_chat_completion(
+    request: HttpRequest, payload: schemas.ChatCompletionRequest
+) -> HttpResponse | StreamingHttpResponse:
+    context = context_of(request.scope)  # type: ignore[attr-defined]
+    asker: completions.Asker = request.auth  # type: ignore[attr-defined]
+    running = await completions.begin(runtime.current(), context, asker, payload)
+    if payload.stream:
+        head = await completions.head_of(running)
+        options = payload.stream_options
+        return _event_stream(
+            completions.stream_answer(
+                running, head, context, include_usage=bool(options and options.include_usage)
+            )
+        )
+    answer = await completions.whole_answer(running)
+    return _json(
+        {
+            "id": completions.completion_id(context),
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": running.served_model,
+            "service_tier": "default",
+            "system_fingerprint": None,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {
+                        "role": "assistant",
+                        "content": answer.text or None,
+                        "refusal": answer.refusal,
+                        "annotations": [],
+                    },
+                    "logprobs": None,
+                    "finish_reason": answer.finish_reason,
+                }
+            ],
+            "usage": completions.usage_body(running.usage),
+        }
+    )
+
+
+def _event_stream(chunks: Any) -> StreamingHttpResponse:  # noqa: ANN401 - an async iterator
+    response = StreamingHttpResponse(chunks, content_type="text/event-stream; charset=utf-8")
+    response["Cache-Control"] = "no-cache"
+    response["X-Accel-Buffering"] = "no"
+    return response
+
+
+def _json(body: dict[str, Any], status: int = 200) -> HttpResponse:
+    content = orjson.dumps(body)
+    response = HttpResponse(content, content_type="application/json", status=status)
+    response["Content-Length"] = str(len(content))
+    return response
+
+
+# --- Models -----------------------------------------------------------------------------------
+
+
+async def _catalogue(asker: completions.Asker) -> Inspection:
+    return await runtime.current().usable(asker.caller.engine or asker.options.engine, asker.options)
+
+
+def _model(name: str, options: policy.Options) -> dict[str, Any]:
+    """One model in OpenAI's form; the catalogue came with the codex binary, and so did its date."""
+    binary = Path(runtime.codex_binary(options.codex_bin))
+    created = int(binary.stat().st_mtime) if binary.exists() else 0
+    return {"id": name, "object": "model", "created": created, "owned_by": "codex"}
+
+
+@api.get(
+    "/v1/models",
+    auth=bearer,
+    response={200: schemas.ModelList, **ERRORS},
+    summary="List the models that this key may use",
+    tags=["models"],
+)
+async def list_models(request: HttpRequest) -> HttpResponse:
+    asker: completions.Asker = request.auth  # type: ignore[attr-defined]
+    names = policy.models_for(asker.caller, asker.options, await _catalogue(asker))
+    return _json({"object": "list", "data": [_model(name, asker.options) for name in names]})
+
+
+@api.get(
+    "/v1/models/{path:model_id}",
+    auth=bearer,
+    response={200: schemas.Model, **ERRORS},
+    summary="Describe one model",
+    tags=["models"],
+)
+async def retrieve_model(request: HttpRequest, model_id: str) -> HttpResponse:
+    asker: completions.Asker = request.auth  # type: ignore[attr-defined]
+    inspection = await _catalogue(asker)
+    try:
+        policy.resolve_model(model_id, asker.caller, asker.options, inspection)
+    except ModelDenied as error:
+        raise ModelNotFound(f"The model `{model_id}` does not exist here.", param="model") from error
+    return _json(_model(model_id, asker.options))
+
+
+# --- How the server does ----------------------------------------------------------------------
+
+
+@api.get("/health", summary="Whether this process answers", tags=["server"])
+async def health(request: HttpRequest) -> HttpResponse:
+    return _json({"status": "ok", "version": __version__})
+
+
+@api.get("/ready", summary="Whether a completion would be answered, and why not", tags=["server"])
+async def ready(request: HttpRequest) -> HttpResponse:
+    found = await runtime.check_health(runtime.current())
+    checks = {
+        item: {"ok": reason is None, "reason": reason} for item, reason in found.reasons.items()
+    }
+    body = {
+        "status": "ready" if found.is_ready else "not_ready",
+        "demo": settings.DEMO,
+        "checks": checks,
+    }
+    if settings.DEMO:
+        body["notice"] = "This is the demo: answers come from a stand-in, not from a model."
+    return _json(body, 200 if found.is_ready else 503)
+
+
+@api.get(
+    "/metrics",
+    summary="Counters of all processes, as JSON, or as Prometheus text where that is asked for",
+    tags=["server"],
+)
+async def show_metrics(request: HttpRequest) -> HttpResponse:
+    queue = runtime.current().queue
+    wants_text = request.GET.get("format") == "prometheus" or any(
+        kind in request.headers.get("Accept", "") for kind in ("text/plain", "openmetrics")
+    )
+    uptime_s = round(time.time() - STARTED_AT, 3)
+    if wants_text:
+        gauges = {
+            "queue_length": float(queue["queued"]),
+            "turns_running": float(queue["running"]),
+            "uptime_seconds": uptime_s,
+        }
+        text = await read(metrics.prometheus_text, gauges)
+        return HttpResponse(text, content_type="text/plain; version=0.0.4; charset=utf-8")
+    options = await read(policy.load_options)
+    return _json(
+        {
+            **await read(metrics.counters),
+            "engine": options.engine,
+            "uptime_seconds": uptime_s,
+            "app_server_pool_started": runtime.current().has_engine("app-server"),
+            "queue": queue,
+        }
+    )
+
+
+@api.api_operation(
+    ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
+    "/v1/{path:rest}",
+    include_in_schema=False,
+)
+async def unknown_url(request: HttpRequest, rest: str) -> HttpResponse:
+    raise UnknownUrl(f"Invalid URL ({request.method} {request.path})")
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+def error_response(request: HttpRequest, error: ProxyError) -> HttpResponse:
+    """Render an error in OpenAI's shape and keep it for the audit row. The only place that does."""
+    context_of(request.scope).error = error  # type: ignore[attr-defined]
+    response = _json(error.envelope(), error.status)
+    if error.retry_after_s is not None:
+        response["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+@api.exception_handler(ProxyError)
+def _proxy_error(request: HttpRequest, error: ProxyError) -> HttpResponse:
+    return error_response(request, error)
+
+
+@api.exception_handler(AuthenticationError)
+def _not_authenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
+    return error_response(request, KeyRejected(policy.NO_KEY, code="missing_api_key"))
+
+
+@api.exception_handler(ValidationError)
+def _not_valid(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    return error_response(request, invalid_field(error.errors[0]))
+
+
+@api.exception_handler(HttpError)
+def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return error_response(request, InvalidRequest(error.message))
+
+
+@api.exception_handler(Exception)
+def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return error_response(request, InternalError("The server failed; its log has the details."))
+
+
+PYDANTIC_CODES = {
+    "missing": "missing_required_parameter",
+    "too_short": "empty_array",
+    "literal_error": "invalid_value",
+}
+
+
+def invalid_field(found: dict[str, Any]) -> InvalidRequest:
+    """Return pydantic's finding in OpenAI's words: the field as a path, the code by its kind."""
+    # ("body", "payload", "messages", 0, "content", "str") -> messages[0].content
+    param = ""
+    for part in found["loc"][2:]:
+        if isinstance(part, int):
+            param += f"[{part}]"
+        elif part.islower() and "[" not in part and part not in ("str", "int", "bool"):
+            param += f".{part}" if param else part
+    kind = found["type"]
+    code = PYDANTIC_CODES.get(kind, "invalid_type" if "type" in kind else "invalid_value")
+    if kind == "missing":
+        message = f"Missing required parameter: '{param}'."
+    else:
+        message = f"Invalid value for '{param}': {found['msg']}."
+    return InvalidRequest(message, param=param or None, code=code)
+
+
+GetResponse = Callable[[HttpRequest], Awaitable[HttpResponse]]
+
+
+def envelope_middleware(get_response: GetResponse) -> GetResponse:
+    """The API's one middleware: an error that Django or ninja made itself gets OpenAI's shape."""
+
+    async def middleware(request: HttpRequest) -> HttpResponse:
+        response = await get_response(request)
+        is_ours = response.get("Content-Type", "").startswith("application/json")
+        if response.status_code < 400 or is_ours:
+            return response
+        if response.status_code == 405:
+            error: ProxyError = MethodNotAllowed(
+                f"Not allowed to {request.method} on {request.path} "
+                f"(HINT: perhaps you meant to use {response.get('Allow', 'another method')}?)"
+            )
+        elif response.status_code == 404:
+            error = UnknownUrl(f"Invalid URL ({request.method} {request.path})")
+        elif response.status_code < 500:
+            error = InvalidRequest("The request could not be understood.")
+        else:
+            error = InternalError("The server failed; its log has the details.")
+        return error_response(request, error)
+
+    markcoroutinefunction(middleware)
+    return middleware
+
+
+envelope_middleware.async_capable = True  # type: ignore[attr-defined]
+envelope_middleware.sync_capable = False  # type: ignore[attr-defined]

@@ -1,0 +1,167 @@
+"""The changelog as auditors see it: who changed what of the policy, before and after."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.auth.models import Group, User
+from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import DateTimeField, Field, Model
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.decorators import display
+
+from audit.filters import Choices, ColumnFilter, DayRangeFilter, PeriodFilter
+from audit.listing import LogAdmin
+from proxy.models import AgentGrant, AllowedRoot, ApiKey, ChangeEntry, ProxySettings
+
+WATCHED = (ApiKey, AllowedRoot, AgentGrant, ProxySettings, User, Group)
+ACTION_COLOURS = {"created": "success", "changed": "info", "deleted": "danger"}
+ACTIONS = {0: "created", 1: "changed", 2: "deleted", 3: "read"}
+NOTHING = "–"
+
+
+class KindFilter(ColumnFilter):
+    title, parameter_name = "kind", "content_type_id"
+
+    def options(self, model: Any) -> Choices:  # noqa: ANN401
+        kinds = ContentType.objects.get_for_models(*WATCHED)
+        return [(str(kind.pk), str(each._meta.verbose_name)) for each, kind in kinds.items()]
+
+
+class ObjectFilter(ColumnFilter):
+    """By object, which the History button of its page sets."""
+
+    title, parameter_name = "object", "object_id"
+
+    def options(self, model: Any) -> Choices:  # noqa: ANN401
+        return []
+
+    def has_output(self) -> bool:
+        return bool(self.value())
+
+
+class ActorFilter(ColumnFilter):
+    title, parameter_name = "who", "actor_id"
+
+    def options(self, model: Any) -> Choices:  # noqa: ANN401
+        staff = User.objects.filter(is_staff=True).order_by("username")[:200]
+        return [(str(user.pk), user.get_username()) for user in staff]
+
+
+class ActionFilter(ColumnFilter):
+    title, parameter_name = "action", "action"
+
+    def options(self, model: Any) -> Choices:  # noqa: ANN401
+        return [(str(number), name) for number, name in ACTIONS.items() if name != "read"]
+
+
+@admin.register(ChangeEntry)
+class ChangeEntryAdmin(LogAdmin):
+    time_column = "timestamp"
+    list_display = ("timestamp", "actor_name", "remote_addr", "what", "kind", "object", "fields_changed")
+    list_filter = (
+        PeriodFilter,
+        ("timestamp", DayRangeFilter),
+        ActorFilter,
+        ActionFilter,
+        KindFilter,
+        ObjectFilter,
+    )
+    list_select_related = ("content_type", "actor")
+    list_fullwidth = True
+    fieldsets = (
+        (None, {"fields": ("what", "kind", "object", "values")}),
+        ("Who, when, from where", {"fields": ("actor_name", "timestamp", "remote_addr")}),
+    )
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: ChangeEntry | None = None
+    ) -> list[str]:
+        return [name for _, section in self.fieldsets for name in section["fields"]]
+
+    @display(description="who")
+    def actor_name(self, entry: ChangeEntry) -> str:
+        """A change without a user was made by a command on the server's own machine."""
+        return entry.actor.get_username() if entry.actor else "command line"
+
+    @display(description="action", label=ACTION_COLOURS)
+    def what(self, entry: ChangeEntry) -> str:
+        return ACTIONS[entry.action]
+
+    @display(description="kind")
+    def kind(self, entry: ChangeEntry) -> str:
+        return entry.content_type.name
+
+    @display(description="object")
+    def object(self, entry: ChangeEntry) -> str:
+        kind = entry.content_type
+        try:
+            url = reverse(f"admin:{kind.app_label}_{kind.model}_change", args=[entry.object_pk])
+        except NoReverseMatch:
+            return entry.object_repr
+        return format_html(
+            '<a class="text-primary-600 dark:text-primary-500 underline" href="{}">{}</a>',
+            url,
+            entry.object_repr,
+        )
+
+    @display(description="fields")
+    def fields_changed(self, entry: ChangeEntry) -> str:
+        model = entry.content_type.model_class()
+        return ", ".join(_label(model, name) for name in entry.changes_dict) or NOTHING
+
+    @display(description="before and after")
+    def values(self, entry: ChangeEntry) -> SafeString:
+        model = entry.content_type.model_class()
+        rows = [_row(model, name, change) for name, change in sorted(entry.changes_dict.items())]
+        return render_to_string("proxy/changes.html", {"rows": rows})
+
+
+def _row(model: type[Model] | None, name: str, change: Any) -> dict[str, str]:  # noqa: ANN401 - JSON
+    """Return a line of the table; a relation's entry says which objects came or went."""
+    label = _label(model, name)
+    if isinstance(change, dict):
+        objects = ", ".join(change["objects"])
+        came = change["operation"] == "add"
+        return {"field": label, "before": "" if came else objects, "after": objects if came else ""}
+    before, after = (_value(model, name, value) for value in change)
+    return {"field": label, "before": before, "after": after}
+
+
+def _field(model: type[Model] | None, name: str) -> Any:  # noqa: ANN401 - any kind of field
+    try:
+        return model._meta.get_field(name) if model else None
+    except FieldDoesNotExist:
+        return None  # of an older version
+
+
+def _label(model: type[Model] | None, name: str) -> str:
+    return str(getattr(_field(model, name), "verbose_name", name))
+
+
+def _value(model: type[Model] | None, name: str, value: str) -> str:
+    if value in ("None", ""):
+        return ""
+    field = _field(model, name)
+    if isinstance(field, DateTimeField):
+        return _moment(value)
+    if isinstance(field, Field) and field.choices:
+        return str(dict(field.flatchoices).get(value, value))
+    return {"True": "yes", "False": "no"}.get(value, value)
+
+
+def _moment(value: str) -> str:
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    # auditlog writes UTC without saying so
+    return f"{timezone.localtime(moment.replace(tzinfo=UTC)):%d %b %Y %H:%M:%S %Z}"

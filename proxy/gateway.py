@@ -1,0 +1,208 @@
+"""Around every request: its id, and for `/v1/*` its audit record, the body limit, its one close.
+
+An ASGI wrapper and not a middleware, because only here every end is seen: a client that left before
+the first byte, a generator that was never started, a server that stops.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+import orjson
+
+from audit.recorder import Record
+from proxy.addresses import client_address
+from proxy.engines.running import Laps
+from proxy.errors import InternalError, ProxyError, RequestTooLarge, TurnStopped
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SCOPE_KEY = "codexsite.request"
+
+
+class OpensRecords(Protocol):
+    """What this module needs of the audit log."""
+
+    def open(self, **fields: Any) -> Record: ...  # noqa: ANN401 - columns
+
+
+class RequestContext:
+    """What belongs to one API request from its first byte to its end.
+
+    `stack` is closed when the request is over, in whatever way; what the request holds (its turn,
+    its place under a cap) is pushed there. `error` is what went wrong, once something did.
+    """
+
+    def __init__(self, record: Record, stack: AsyncExitStack, *, is_local: bool) -> None:
+        self.record = record
+        self.stack = stack
+        self.is_local = is_local
+        self.laps = Laps()
+        self.status: int | None = None
+        self.error: ProxyError | None = None
+        self.before_close: list[Callable[[], None]] = []
+
+    def finish(self) -> None:
+        """Close the record with what is known now. The first call counts."""
+        for note in self.before_close:
+            note()
+        self.before_close.clear()
+        outcome, error = self._outcome()
+        self.record.note(phases=self.laps.ms)
+        self.record.close(
+            outcome,
+            self.status,
+            error_code=(error.code or "") if error else "",
+            error_message=(getattr(error, "reason", "") or error.message) if error else "",
+        )
+
+    def _outcome(self) -> tuple[str, ProxyError | None]:
+        if self.error is not None:
+            return self.error.outcome, self.error
+        if self.status is None:
+            gone = TurnStopped("The client left before the answer.", code="client_disconnected")
+            return gone.outcome, gone
+        return ("ok", None) if self.status < 400 else ("failed", None)
+
+    def abandon(self) -> None:
+        """Close the record of a request that ended without its last byte."""
+        if self.error is None:
+            self.error = TurnStopped(
+                "The client left before the end of the answer.", code="client_disconnected"
+            )
+        self.finish()
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """Return the context that the gateway put there."""
+    context: RequestContext = scope[SCOPE_KEY]
+    return context
+
+
+class Gateway:
+    """Wraps the application. `audit_log` gives the log to open records in, once it is started."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        audit_log: Callable[[], OpensRecords],
+        max_body_bytes: int,
+        trusted_proxies: tuple[Any, ...],
+    ) -> None:
+        self._app = app
+        self._audit_log = audit_log
+        self._max_body_bytes = max_body_bytes
+        self._trusted = trusted_proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            context = self._open(scope, stack)
+            is_api = scope["path"].startswith("/v1/")
+            scope[SCOPE_KEY] = context
+            if is_api:
+                stack.callback(context.abandon)
+            try:
+                await self._serve(scope, receive, _sender(context, send, is_api=is_api))
+            except Exception:
+                log.exception("request %s failed", context.record.request_id)
+                if context.status is not None:
+                    raise
+                context.error = InternalError("The server failed; its log has the details.")
+                await refuse(context.error, _sender(context, send, is_api=is_api))
+
+    def _open(self, scope: Scope, stack: AsyncExitStack) -> RequestContext:
+        headers = dict(scope["headers"])
+        forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        client = (scope.get("client") or [""])[0]
+        record = self._audit_log().open(
+            endpoint=scope["path"],
+            method=scope["method"],
+            client_address=client_address(client, forwarded, self._trusted),
+            user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+        )
+        # A forwarded request is somebody else's, however near its last hop is.
+        is_local = not forwarded and b"forwarded" not in headers and _is_loopback(client)
+        return RequestContext(record, stack, is_local=is_local)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context = context_of(scope)
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        is_too_large = declared.isdigit() and int(declared) > self._max_body_bytes
+        if scope["path"].startswith("/v1/") and not is_too_large:
+            body = await self._read(receive)
+            if body is None:
+                return
+            is_too_large = len(body) > self._max_body_bytes
+            receive = _replay(body, receive)
+        if scope["path"].startswith("/v1/") and is_too_large:
+            megabytes = self._max_body_bytes / 1_000_000
+            context.error = RequestTooLarge(f"The request body is above {megabytes:g} MB.")
+            await refuse(context.error, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Return the body, cut off just above the limit; None when the client left."""
+        body = bytearray()
+        while len(body) <= self._max_body_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        return bytes(body)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return again
+
+
+def _sender(context: RequestContext, send: Send, *, is_api: bool) -> Send:
+    """Return a `send` that adds the request's headers and closes its record before the last byte."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            context.status = message["status"]
+            extra = [(b"x-request-id", str(context.record.request_id).encode())]
+            if is_api:
+                extra.append((b"openai-processing-ms", b"%d" % context.laps.since_start_ms()))
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        elif is_api and message["type"] == "http.response.body" and not message.get("more_body"):
+            context.finish()
+        await send(message)
+
+    return sending
+
+
+async def refuse(error: ProxyError, send: Send) -> None:
+    """Answer with an error, without Django."""
+    body = orjson.dumps(error.envelope())
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False

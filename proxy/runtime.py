@@ -1,0 +1,328 @@
+"""The engines of this process: built from the options in force, replaced when these change.
+
+An engine is never changed. Other options mean another engine: the next request gets it, and the old
+one is closed when its last turn has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+import codex_cli_bin
+import orjson
+from django.conf import settings
+
+from proxy import policy
+from proxy.demo import DemoProvider
+from proxy.demo import overrides as demo_overrides
+from proxy.dbthreads import read
+from proxy.engines.app_server import AppServerEngine
+from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
+from proxy.engines.exec import ExecEngine
+from proxy.engines.running import RunningTurn
+from proxy.errors import EngineError, KeyBusy, NotLoggedIn, ProxyError, ShuttingDown
+
+log = logging.getLogger(__name__)
+
+Builder = Callable[[EngineConfig], Engine]
+BUILDERS: dict[str, Builder] = {"app-server": AppServerEngine, "exec": ExecEngine}
+
+HOW_TO_LOG_IN = (
+    "Codex is not logged in. Run `python manage.py codex login` on the server "
+    "(or `codex login --api-key`, or `codex login --reuse`)."
+)
+
+
+class _Seat:
+    """One engine, its configuration, and the turns it runs for this process."""
+
+    def __init__(self, config: EngineConfig, engine: Engine) -> None:
+        self.config, self.engine = config, engine
+        self.inspection: Inspection | None = None
+        self.turns = 0
+        self.is_replaced = False
+
+
+class Runtime:
+    """Owns the engines and, in the demo, their model provider. One per process and event loop."""
+
+    def __init__(self, builders: dict[str, Builder] = BUILDERS) -> None:
+        self._builders = builders
+        self._seats: dict[str, _Seat] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns_of_key: Counter[int] = Counter()
+        self._demo: DemoProvider | None = None
+        self._is_closing = False
+        self.notice: str | None = None
+
+    async def start(self) -> None:
+        """Start the demo's provider where this is the demo, and warm the engine up behind it."""
+        if settings.DEMO:
+            self._demo = DemoProvider()
+            self._demo.start()
+        self._in_background(self._warm_up())
+
+    async def _warm_up(self) -> None:
+        try:
+            options = await read(policy.load_options)
+            await self.usable(options.engine, options)
+        except ProxyError as error:
+            log.warning("not ready: %s", error.message)
+
+    async def usable(self, kind: str, options: policy.Options) -> Inspection:
+        """Return what Codex says of itself, once it can be asked.
+
+        Raises `EngineUnavailable` where it cannot start and `NotLoggedIn` where it lacks a login.
+        """
+        self.refuse_when_closing()
+        inspection = await self._inspect(self._seat(kind, options))
+        self.notice = None if inspection.can_ask else HOW_TO_LOG_IN
+        if not inspection.can_ask:
+            raise NotLoggedIn(
+                "This server's Codex is not logged in; its administrator must run "
+                "`python manage.py codex login`."
+            )
+        return inspection
+
+    async def _inspect(self, seat: _Seat) -> Inspection:
+        if seat.inspection is None:
+            try:
+                seat.inspection = await seat.engine.inspect()
+            except EngineError as error:
+                self.notice = error.message
+                raise
+        return seat.inspection
+
+    def run(self, kind: str, options: policy.Options, turn: Turn) -> RunningTurn:
+        """Start a turn on the engine for these options. The caller must `aclose` it."""
+        self.refuse_when_closing()
+        seat = self._seat(kind, options)
+        running = seat.engine.run(turn)
+        seat.turns += 1
+        running.when_over(lambda: self._turn_is_over(seat))
+        return running
+
+    @contextmanager
+    def place_of(self, caller: policy.Caller) -> Iterator[None]:
+        """Hold one of the key's places. Raises `KeyBusy` when all are taken."""
+        key_id, cap = caller.key_id, caller.max_concurrency
+        if key_id is None or cap is None:
+            yield
+            return
+        if self._turns_of_key[key_id] >= cap:
+            raise KeyBusy(f"This key may run {cap} requests at once, and they are running.")
+        self._turns_of_key[key_id] += 1
+        try:
+            yield
+        finally:
+            self._turns_of_key[key_id] -= 1
+
+    # Which engine.
+
+    def _seat(self, kind: str, options: policy.Options) -> _Seat:
+        self._obey_log_level(options.log_level)
+        config = self._config(options)
+        seat = self._seats.get(kind)
+        if seat is not None and seat.config == config:
+            return seat
+        if seat is not None:
+            log.info("the options of the %s engine have changed: it is replaced", kind)
+            seat.is_replaced = True
+            self._close_when_idle(seat)
+        seat = self._seats[kind] = _Seat(config, self._builders[kind](config))
+        return seat
+
+    def _config(self, options: policy.Options) -> EngineConfig:
+        home = options.app_server_codex_home or str(settings.DATA_DIR.codex_home)
+        demo = demo_overrides(self._demo.base_url) if self._demo else ()
+        return EngineConfig(
+            codex_bin=codex_binary(options.codex_bin),
+            codex_home=home,
+            scratch_dir=str(settings.DATA_DIR.scratch),
+            environment=child_environment(options.proxy),
+            overrides=(*options.overrides, *demo),
+            ephemeral=options.ephemeral,
+            workers=options.workers,
+            turns_per_worker=options.turns_per_worker,
+            max_concurrency=options.max_concurrency,
+            max_queue_size=options.max_queue_size,
+            queue_timeout_s=options.queue_timeout_seconds,
+            login_id=login_id(Path(home)),
+        )
+
+    @staticmethod
+    def _obey_log_level(level: str) -> None:
+        for name in ("proxy", "audit", "codexsite"):
+            logging.getLogger(name).setLevel(level.upper())
+
+    def _turn_is_over(self, seat: _Seat) -> None:
+        seat.turns -= 1
+        if seat.is_replaced:
+            self._close_when_idle(seat)
+
+    def _close_when_idle(self, seat: _Seat) -> None:
+        if seat.turns == 0:
+            self._in_background(seat.engine.aclose())
+
+    def _in_background(self, work: object) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # The end.
+
+    def refuse_when_closing(self) -> None:
+        if self._is_closing:
+            raise ShuttingDown("The server is shutting down.")
+
+    def refuse_new(self) -> None:
+        """Take no more turns; those that run may finish."""
+        self._is_closing = True
+
+    async def aclose(self) -> None:
+        """Interrupt the running turns, end every child, and wait for both."""
+        self._is_closing = True
+        seats = list(self._seats.values())
+        await asyncio.gather(*(seat.engine.aclose() for seat in seats))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=15)
+        if self._demo is not None:
+            self._demo.close()
+
+    def has_engine(self, kind: str) -> bool:
+        """Return whether an engine of this kind has been built."""
+        return kind in self._seats
+
+    @property
+    def queue(self) -> dict[str, int]:
+        """Turns that wait and turns that run in this process."""
+        gates = [gate for seat in self._seats.values() if (gate := getattr(seat.engine, "gate", None))]
+        return {
+            "queued": sum(gate.waiting for gate in gates),
+            "running": sum(gate.inside for gate in gates),
+        }
+
+
+def codex_binary(configured: str) -> str:
+    """Return the program to run: the configured path or name, else the one from the package."""
+    if not configured:
+        return str(codex_cli_bin.bundled_codex_path())
+    return shutil.which(os.path.expanduser(configured), path=settings.CHILD_PATH) or configured
+
+
+def child_environment(outbound_proxy: str = "") -> dict[str, str]:
+    """Return the listed environment of the children; nothing else of the server's reaches them."""
+    folder = codex_cli_bin.bundled_path_dir()
+    scratch = str(settings.DATA_DIR.scratch)
+    environment = {
+        "PATH": f"{settings.CHILD_PATH}:{folder}" if folder else settings.CHILD_PATH,
+        "LANG": settings.CHILD_LANG,
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        **settings.CHILD_ENVIRONMENT,
+    }
+    if outbound_proxy:
+        for name in ("http_proxy", "https_proxy"):
+            environment[name] = environment[name.upper()] = outbound_proxy
+        environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"
+    return environment
+
+
+def login_id(codex_home: Path) -> str:
+    """Return a digest of who is logged in: it changes with the account, not with a token refresh."""
+    try:
+        login = orjson.loads((codex_home / "auth.json").read_bytes())
+        tokens = login.get("tokens") or {}
+        who = [login.get("auth_mode"), login.get("OPENAI_API_KEY"), tokens.get("account_id")]
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return hashlib.sha256(orjson.dumps(who)).hexdigest()
+
+
+class Health:
+    """What `/ready` says, item by item: the reason why not, or None."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str | None] = {}
+        self.checked_at = time.time()
+
+    def note(self, item: str, reason: str | None) -> None:
+        self.reasons[item] = reason
+
+    @property
+    def is_ready(self) -> bool:
+        return not any(self.reasons.values())
+
+
+async def check_health(runtime: Runtime) -> Health:
+    """Look at everything a completion needs. Never raises."""
+    health = Health()
+    folder = settings.DATA_DIR.spool
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    health.note("data_directory", None if writable else "The data directory is not writable.")
+    try:
+        options = await read(policy.load_options)
+    except ProxyError as error:
+        health.note("database", error.message)
+        health.note("engine", "Unknown: its options are in the database.")
+        health.note("login", "Unknown: its options are in the database.")
+        return health
+    health.note("database", None)
+    try:
+        await runtime.usable(options.engine, options)
+    except NotLoggedIn as error:
+        health.note("engine", None)
+        health.note("login", error.message)
+    except EngineError as error:
+        health.note("engine", error.message)
+        health.note("login", "Unknown: the engine does not start.")
+    else:
+        health.note("engine", None)
+        health.note("login", None)
+    return health
+
+
+def listens_on_loopback_only() -> bool:
+    """Return whether every listening TCP socket of this server is bound to loopback.
+
+    Twisted knows the sockets, whichever command opened them. Where no reactor runs (in tests, under
+    another server) there is nothing to see, and the answer is no.
+    """
+    from twisted.internet import reactor, tcp
+
+    if not getattr(reactor, "running", False):
+        return False
+    ports = [item for item in reactor.getReaders() if isinstance(item, tcp.Port)]  # type: ignore[attr-defined]
+    return bool(ports) and all(ip_address(port.getHost().host).is_loopback for port in ports)
+
+
+_current: Runtime | None = None
+
+
+def install(runtime: Runtime | None) -> None:
+    """Make this the process's runtime; called by the composition root alone."""
+    global _current  # noqa: PLW0603 - one place, one writer
+    _current = runtime
+
+
+def current() -> Runtime:
+    """Return the process's runtime."""
+    if _current is None:
+        raise RuntimeError("the server was not started: no runtime is installed")
+    return _current
+
+
+def last_notice() -> str | None:
+    """Return what keeps Codex from answering, as this process saw it last; for the admin's pages."""
+    return _current.notice if _current else None
