@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
 
 from django.contrib import admin
-from django.contrib.admin.views.main import ChangeList as DjangoChangeList
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.template.loader import render_to_string
 from django.urls import NoReverseMatch, reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.decorators import display
-from unfold.views import ChangeList
 
 from audit.filters import Choices, ColumnFilter, DayRangeFilter, FlagFilter, PeriodFilter
-from audit.listing import LogAdmin, distinct_values, newest_window
+from audit.listing import (
+    WINDOW,
+    LogAdmin,
+    LogList,
+    column,
+    distinct_values,
+    is_longer_than_window,
+    newest_window,
+)
 from audit.models import Outcome, RequestRecord
 from audit.phases import segments
 
@@ -30,13 +35,13 @@ OUTCOME_COLOURS = {
     "interrupted": "danger",
     "running": "primary",
 }
-UNKNOWN = "–"
+UNKNOWN = "-"
 
 
 class OutcomeFilter(ColumnFilter):
     title, parameter_name = "outcome", "outcome"
 
-    def options(self, model: Any) -> Choices:  # noqa: ANN401
+    def options(self, model: type[Model]) -> Choices:
         return [(value, str(label)) for value, label in Outcome.choices]
 
 
@@ -45,9 +50,9 @@ class KeyFilter(ColumnFilter):
 
     title, parameter_name = "key", "key_id"
 
-    def options(self, model: Any) -> Choices:  # noqa: ANN401
-        found = distinct_values(model, "key_id")
-        newest = model._base_manager.in_bulk([row_id for _, row_id in found])
+    def options(self, model: type[Model]) -> Choices:
+        found = distinct_values(RequestRecord, "key_id")
+        newest = RequestRecord.objects.in_bulk([row_id for _, row_id in found])
         named = [(str(key_id), newest[row_id]) for key_id, row_id in found if row_id in newest]
         labels = [(key_id, f"{row.key_name} ({row.key_prefix}…)") for key_id, row in named]
         return sorted(labels, key=lambda choice: choice[1].lower())
@@ -58,7 +63,7 @@ class GrantFilter(ColumnFilter):
 
     title, parameter_name = "grant", "grant_id"
 
-    def options(self, model: Any) -> Choices:  # noqa: ANN401
+    def options(self, model: type[Model]) -> Choices:
         return []
 
     def has_output(self) -> bool:
@@ -85,24 +90,25 @@ class StreamFilter(FlagFilter):
     title, parameter_name = "stream", "stream"
 
 
-class RequestList(ChangeList):  # type: ignore[misc] # unfold has no types
+class RequestList(LogList):
     """The list; `is_narrowed` says that only the newest part of the log was looked at."""
 
-    is_narrowed = False
+    window = f"{WINDOW:,}"
+    has_last_day = is_narrowed = False
 
     def get_queryset(
         self, request: HttpRequest, exclude_parameters: list[str] | None = None
     ) -> QuerySet[RequestRecord]:
         queryset: QuerySet[RequestRecord] = super().get_queryset(request, exclude_parameters)
-        conditions = sum(
-            isinstance(spec, ColumnFilter) and bool(spec.value()) for spec in self.filter_specs
-        )
+        filters = [spec for spec in self.filter_specs if isinstance(spec, ColumnFilter)]
+        conditions = sum(bool(spec.value()) for spec in filters)
         conditions += min(2, len(find_prefixes(self.query)))
         if conditions < 2:
             return queryset
-        self.is_narrowed = True
-        days = [spec for spec in self.filter_specs if isinstance(spec, DayRangeFilter)]
-        return newest_window(queryset, days[0].newest_id if days else None)
+        days = next(spec for spec in self.filter_specs if isinstance(spec, DayRangeFilter))
+        self.has_last_day = days.newest_id is not None
+        self.is_narrowed = is_longer_than_window(RequestRecord)
+        return newest_window(queryset, days.newest_id)
 
 
 def find_uuid(term: str) -> uuid.UUID | None:
@@ -124,7 +130,7 @@ def find_prefixes(term: str) -> list[str]:
 @admin.register(RequestRecord)
 class RequestRecordAdmin(LogAdmin):
     list_display = (
-        "when", "key", "endpoint", "model", "engine_and_mode", "result", "http_status",
+        "when", "key", "asked_for", "engine_and_mode", "result", "status",
         "first_token", "total", "tokens",
     )  # fmt: skip
     list_filter = (
@@ -144,7 +150,7 @@ class RequestRecordAdmin(LogAdmin):
     list_before_template = "audit/list_before.html"
     list_fullwidth = True
     fieldsets = (
-        (None, {"fields": ("result", "http_status", "error", "created_at", "request_id")}),
+        (None, {"fields": ("outcome_label", "status", "error", "created_at", "request_id")}),
         ("Where the time went", {"fields": ("bar", "total", "first_token", "engine_time")}),
         ("Who", {"fields": ("key_link", "key_owner", "client_address", "user_agent")}),
         (
@@ -158,7 +164,7 @@ class RequestRecordAdmin(LogAdmin):
         ),
         (
             "Where and under which policy",
-            {"fields": ("cwd", "root_alias", "agent_mode", "grant_link", "sandbox")},
+            {"fields": ("folder", "root_alias", "agent_mode", "grant_link", "sandbox")},
         ),
         (
             "At what cost",
@@ -171,7 +177,7 @@ class RequestRecordAdmin(LogAdmin):
         ),
     )  # fmt: skip
 
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[DjangoChangeList]:  # noqa: ANN401
+    def get_changelist(self, request: HttpRequest, **kwargs: object) -> type[LogList]:
         return RequestList
 
     def get_search_results(
@@ -193,72 +199,84 @@ class RequestRecordAdmin(LogAdmin):
     ) -> list[str]:
         return [name for _, section in self.fieldsets for name in section["fields"]]
 
-    @display(description="time", header=True)
+    @column("time", two_lines=True)
     def when(self, record: RequestRecord) -> list[str]:
-        from django.utils.timezone import localtime
-
-        moment = localtime(record.created_at)
+        moment = timezone.localtime(record.created_at)
         return [f"{moment:%H:%M:%S}", f"{moment:%d %b %Y}"]
 
-    @display(description="key", header=True)
+    @column("key", two_lines=True)
     def key(self, record: RequestRecord) -> list[str]:
         if not record.key_name:
             return [UNKNOWN, ""]
-        return [record.key_name, " · ".join(filter(None, (record.key_prefix, record.key_owner)))]
+        return [" · ".join(filter(None, (record.key_name, record.key_owner))), record.key_prefix]
 
-    @display(description="model", empty_value=UNKNOWN)
-    def model(self, record: RequestRecord) -> str | None:
-        return record.model_served or record.model_asked or None
+    @column("request", two_lines=True)
+    def asked_for(self, record: RequestRecord) -> list[str]:
+        return [record.endpoint, record.model_served or record.model_asked]
 
-    @display(description="engine", header=True)
+    @column("engine", two_lines=True)
     def engine_and_mode(self, record: RequestRecord) -> list[str]:
         mode = "agent mode" if record.agent_mode else ""
         stream = "stream" if record.stream else ""
         return [record.engine or UNKNOWN, " · ".join(filter(None, (stream, mode)))]
 
-    @display(description="outcome", label=OUTCOME_COLOURS)
+    @column("outcome", colours=OUTCOME_COLOURS)
     def result(self, record: RequestRecord) -> str:
         return record.get_outcome_display()
 
-    @display(description="first token")
+    @column("outcome")
+    def outcome_label(self, record: RequestRecord) -> SafeString:
+        label = record.get_outcome_display()
+        look = {"text": label, "type": OUTCOME_COLOURS[label]}
+        return render_to_string("unfold/helpers/label.html", look)
+
+    @column("HTTP status")
+    def status(self, record: RequestRecord) -> int | None:
+        return record.http_status
+
+    @column("first token")
     def first_token(self, record: RequestRecord) -> str:
         return _ms(record.first_delta_ms)
 
-    @display(description="total")
+    @column("total")
     def total(self, record: RequestRecord) -> str:
         return _ms(record.total_ms)
 
-    @display(description="engine")
+    @column("in the engine")
     def engine_time(self, record: RequestRecord) -> str:
         return _ms(record.engine_ms)
 
-    @display(description="tokens in / out")
+    @column("tokens in / out")
     def tokens(self, record: RequestRecord) -> str:
         if record.input_tokens is None and record.output_tokens is None:
             return UNKNOWN
         return f"{_number(record.input_tokens)} / {_number(record.output_tokens)}"
 
-    @display(description="error", empty_value=UNKNOWN)
+    @column("error")
     def error(self, record: RequestRecord) -> str | None:
         return ": ".join(filter(None, (record.error_code, record.error_message))) or None
 
-    @display(description="call")
+    @column("working directory")
+    def folder(self, record: RequestRecord) -> str | None:
+        return record.cwd or None
+
+    @column("call")
     def call(self, record: RequestRecord) -> str:
         return f"{record.method} {record.endpoint}"
 
-    @display(description="phases")
+    @column("phases")
     def bar(self, record: RequestRecord) -> SafeString:
         parts = segments(record.phases or {}, record.total_ms)
         return render_to_string("audit/phases.html", {"segments": parts})
 
-    @display(description="key")
+    @column("key")
     def key_link(self, record: RequestRecord) -> str:
         if record.key_id is None:
             return record.key_name or UNKNOWN
         label = f"{record.key_name} ({record.key_prefix}…)"
         return _links("admin:proxy_apikey_change", record.key_id, label, "key_id")
 
-    @display(description="grant")
+    @column("grant")
     def grant_link(self, record: RequestRecord) -> str:
         if record.grant_id is None:
             return UNKNOWN

@@ -13,9 +13,9 @@ PHASES: dict[str, tuple[str, str]] = {
     "worker_start": ("starting a worker", "#ef4444"),
     "process_spawn": ("starting the process", "#ef4444"),
     "thread_start": ("opening Codex's thread", "#ec4899"),
-    "turn_start": ("handing over the turn", "#06b6d4"),
-    "first_event": ("until Codex's first event", "#3b82f6"),
-    "first_delta": ("until the first words", "#6366f1"),
+    "turn_start": ("handing over the turn", "#14b8a6"),
+    "first_event": ("until Codex's first event", "#0ea5e9"),
+    "first_delta": ("until the first words", "#4f46e5"),
     "answer": ("the answer itself", "#10b981"),
     "response": ("finishing the response", "#84cc16"),
 }
@@ -35,8 +35,10 @@ class Segment:
 
 
 def segments(phases: Mapping[str, object], total_ms: float | None) -> list[Segment]:
-    """Return the phases in order, and the rest of `total_ms` (None: still running)."""
-    known = {name: float(ms) for name, ms in phases.items() if _is_duration(ms)}
+    """Return the phases that took time, in order, and the rest of `total_ms` (None: running)."""
+    known = {
+        name: float(ms) for name, ms in phases.items() if isinstance(ms, int | float) and ms > 0
+    }
     ordered = [name for name in PHASES if name in known]
     ordered += [name for name in known if name not in PHASES]
     spent = sum(known.values())
@@ -49,7 +51,3 @@ def segments(phases: Mapping[str, object], total_ms: float | None) -> list[Segme
         Segment(name, *PHASES.get(name, REST_LOOK), known[name], 100 * known[name] / whole)
         for name in dict.fromkeys(ordered)
     ]
-
-
-def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -279,15 +279,17 @@ async def run_exec(
         "-",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
         env=environment(codex_home),
         start_new_session=True,
     )
     try:
-        out, _ = await asyncio.wait_for(child.communicate(text.encode()), ANSWER_TIMEOUT_S)
+        out, err = await asyncio.wait_for(child.communicate(text.encode()), ANSWER_TIMEOUT_S)
     finally:
         await stop_group(child)
     answer = Answer(first_delta_s=time.monotonic() - asked)
+    if child.returncode != 0 and not out:
+        raise TurnFailed(f"codex exec ended with {child.returncode}: {err.decode()[-300:]}")
     for event in map(json.loads, out.splitlines()):
         if event["type"] == "turn.failed":
             raise TurnFailed(event["error"]["message"])

@@ -20,13 +20,14 @@ async def complete(port: int, key: str, text: str, *, stream: bool) -> Answer:
     """Ask a chat completions endpoint; raises `RequestFailed`. Times are seconds from the call."""
     asked = time.monotonic()
     message = {"role": "user", "content": text}
-    body = {"model": "codex-local", "messages": [message], "stream": stream}
+    question = {"model": "codex-local", "messages": [message], "stream": stream}
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        reader, writer = await _send(port, "POST", "/v1/chat/completions", body, key)
+        reader, writer = await _send(port, "POST", "/v1/chat/completions", question, key)
         try:
             status = (await reader.readline()).split(b" ", 2)[1]
             if status != b"200":
-                raise RequestFailed(f"{status.decode()}: {(await reader.read())[-500:]!r}")
+                _, _, body = (await reader.read()).decode(errors="replace").partition("\r\n\r\n")
+                raise RequestFailed(f"{status.decode()} {body[-500:]}")
             return await (_read_stream(reader, asked) if stream else _read_whole(reader))
         finally:
             writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import secrets
 import sys
@@ -27,6 +28,8 @@ from benchmarks.processes import free_port, serving
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 QUESTION = "hi"
+CLIENTS = 16
+MORE_WORKERS = 4
 
 Product = Literal["codexsite", "bare codex", "predecessor"]
 EngineName = Literal["app-server", "exec"]
@@ -64,8 +67,27 @@ def _http(port: int, key: str) -> Ask:
 
 @contextlib.asynccontextmanager
 async def codexsite(bench: Bench, engine: EngineName) -> AsyncIterator[Contender]:
-    """This server as `manage.py serve` starts it, on a data directory of its own."""
-    folder, port, key = bench.subfolder(f"codexsite-{engine}"), free_port(), secrets.token_hex(16)
+    """This server with its defaults; for a crowd with more workers too."""
+    async with contextlib.AsyncExitStack() as stack:
+        ask = await stack.enter_async_context(_codexsite_serving(bench, engine, engine))
+        crowd = {"": ask}
+        if engine == "app-server":
+            more = _codexsite_serving(
+                bench, engine, "many-workers", CODEX_PROXY_WORKERS=str(MORE_WORKERS)
+            )
+            crowd = {
+                "1 worker": ask,
+                f"{MORE_WORKERS} workers": await stack.enter_async_context(more),
+            }
+        yield Contender("codexsite", engine, ask, crowd)
+
+
+@contextlib.asynccontextmanager
+async def _codexsite_serving(
+    bench: Bench, engine: EngineName, name: str, **variables: str
+) -> AsyncIterator[Ask]:
+    """What `manage.py serve` starts, on a data directory of its own."""
+    folder, port, key = bench.subfolder(f"codexsite-{name}"), free_port(), secrets.token_hex(16)
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -74,26 +96,32 @@ async def codexsite(bench: Bench, engine: EngineName) -> AsyncIterator[Contender
         "CODEX_PROXY_CODEX_CONFIGS": ";;".join(provider_overrides(bench.base_url)),
         "CODEX_PROXY_API_KEY": key,
         "CODEX_PROXY_ENGINE": engine,
-        "CODEX_PROXY_MAX_CONCURRENCY": "16",
+        "CODEX_PROXY_MAX_CONCURRENCY": str(CLIENTS),
+        "CODEX_PROXY_QUEUE_TIMEOUT_SECONDS": "120",
+        **variables,
     }
     argv = (sys.executable, str(CHECKOUT / "manage.py"), "serve", "--port", str(port))
     async with serving(argv, port=port, env=env, cwd=folder, log=folder / "log"):
-        ask = _http(port, key)
-        yield Contender("codexsite", engine, ask, {"": ask})
+        yield _http(port, key)
 
 
 @contextlib.asynccontextmanager
 async def bare_app_server(bench: Bench) -> AsyncIterator[Contender]:
-    """A minimal JSON-RPC loop over one app-server."""
+    """A minimal JSON-RPC loop over one app-server; for a crowd over several too."""
     home = bench.subfolder("bare-app-server")
     catalogue = await asyncio.to_thread(lean_catalogue, bench.codex_bin, home, home / "models.json")
     overrides = (*provider_overrides(bench.base_url), f'model_catalog_json="{catalogue}"')
-
-    async def ask(stream: bool) -> Answer:
-        return await server.ask(QUESTION)
-
-    async with AppServer.running(bench.codex_bin, home, overrides) as server:
-        yield Contender("bare codex", "app-server", ask, {"": ask})
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(AppServer.running(bench.codex_bin, home, overrides))
+            for _ in range(1 + MORE_WORKERS)
+        ]
+        turns = itertools.cycle(servers[1:])
+        crowd: dict[str, Ask] = {
+            "1 process": lambda stream: servers[0].ask(QUESTION),
+            f"{MORE_WORKERS} processes": lambda stream: next(turns).ask(QUESTION),
+        }
+        yield Contender("bare codex", "app-server", crowd["1 process"], crowd)
 
 
 @contextlib.asynccontextmanager
@@ -101,7 +129,8 @@ async def bare_exec(bench: Bench) -> AsyncIterator[Contender]:
     """One lean `codex exec` per question, as many at once as are asked."""
     home, cwd = bench.subfolder("bare-exec"), bench.subfolder("bare-exec-cwd")
     catalogue = await asyncio.to_thread(lean_catalogue, bench.codex_bin, home, home / "models.json")
-    (home / "instructions").touch()
+    # Codex refuses an empty file.
+    await asyncio.to_thread((home / "instructions").write_text, "Answer.")
     overrides = (
         *provider_overrides(bench.base_url),
         f'model_catalog_json="{catalogue}"',
@@ -142,15 +171,15 @@ async def predecessor_app_server(bench: Bench, program: Path) -> AsyncIterator[C
     engine = ("--engine", "app-server", "--workers")
     async with (
         start("predecessor-1", *engine, "1") as ask,
-        start("predecessor-4", *engine, "4") as few,
-        start("predecessor-16", *engine, "16") as many,
+        start("predecessor-more", *engine, str(MORE_WORKERS)) as few,
+        start("predecessor-many", *engine, str(CLIENTS)) as many,
     ):
-        crowd = {"4 workers": few, "16 workers": many}
+        crowd = {f"{MORE_WORKERS} workers": few, f"{CLIENTS} workers": many}
         yield Contender("predecessor", "app-server", ask, crowd)
 
 
 @contextlib.asynccontextmanager
 async def predecessor_exec(bench: Bench, program: Path) -> AsyncIterator[Contender]:
-    engine = ("--engine", "exec", "--max-concurrency", "16")
+    engine = ("--engine", "exec", "--max-concurrency", str(CLIENTS))
     async with _predecessor_serving(bench, program, "predecessor-exec", *engine) as ask:
         yield Contender("predecessor", "exec", ask, {"": ask})

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from benchmarks import report
 from benchmarks.bare import TurnFailed, provider_overrides, run_exec
 from benchmarks.client import RequestFailed, fetch_json
-from benchmarks.contenders import QUESTION, Ask, Bench, Contender
+from benchmarks.contenders import CLIENTS, QUESTION, Ask, Bench, Contender
 from benchmarks.provider import WORD
 from benchmarks.report import Results
 
-CLIENTS = 16
 AT_ONCE_DELTAS, STREAM_DELTAS, STREAM_PAUSE_S = 2, 20, 0.02
 FAILURES = (TurnFailed, RequestFailed, OSError, TimeoutError, KeyError, ValueError)
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much each contender is asked in a round, and how long all rounds may take in seconds."""
+    """How often each contender is asked in a round, and how long everything may take in seconds."""
 
     rounds: int
     alone: int
@@ -44,6 +43,8 @@ async def warm_up(bench: Bench, port: int, entered: list[Contender], results: Re
         if await _ask(contender.ask, results, f"{_name(contender)}, first question"):
             sent = await _last_bytes(port)
             results.add(report.SENT, contender.engine, contender.product, sent)
+        if contender.engine == "exec":
+            continue  # Nothing stays that could be warm.
         for setting, ask in contender.crowd.items():
             await _answers_per_s(ask, CLIENTS, results, f"{_name(contender)} {setting}, warm-up")
     if any(contender.engine == "exec" for contender in entered):
@@ -55,21 +56,17 @@ async def warm_up(bench: Bench, port: int, entered: list[Contender], results: Re
 
 
 async def one_round(entered: list[Contender], size: Size, port: int, results: Results) -> None:
-    """Measure everything once; every contender's turn comes close to every other's."""
-    for contender in entered:
-        for _ in range(size.alone):
-            timing = await _ask(contender.ask, results, f"{_name(contender)}, alone")
-            if timing:
-                for measure in (report.LATENCY, report.LATENCY_P95):
-                    results.add(measure, contender.engine, contender.product, timing.whole_ms)
+    """Measure everything once. Alone they are asked in turn, one question each, again and again."""
+    for contender in entered * size.alone:
+        timing = await _ask(contender.ask, results, f"{_name(contender)}, alone")
+        if timing:
+            for measure in (report.LATENCY, report.LATENCY_P95):
+                results.add(measure, contender.engine, contender.product, timing.whole_ms)
     await _set_pace(port, STREAM_DELTAS, STREAM_PAUSE_S)
-    for contender in entered:
-        for _ in range(size.streams):
-            timing = await _ask(contender.ask, results, f"{_name(contender)}, stream", stream=True)
-            if timing and timing.first_ms:
-                results.add(
-                    report.FIRST_TOKEN, contender.engine, contender.product, timing.first_ms
-                )
+    for contender in entered * size.streams:
+        timing = await _ask(contender.ask, results, f"{_name(contender)}, stream", stream=True)
+        if timing and timing.first_ms:
+            results.add(report.FIRST_TOKEN, contender.engine, contender.product, timing.first_ms)
     await _set_pace(port, AT_ONCE_DELTAS, 0)
     for contender in entered:
         for setting, ask in contender.crowd.items():

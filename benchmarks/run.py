@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.metadata
 import json
+import os
 import platform
 import signal
 import sys
@@ -33,21 +35,22 @@ from benchmarks.measuring import Size
 from benchmarks.processes import StartFailed
 from benchmarks.report import Results
 
-FULL = Size(rounds=3, alone=12, streams=4, crowd={"app-server": 96, "exec": 32}, budget_s=225)
-QUICK = Size(rounds=1, alone=6, streams=2, crowd={"app-server": 48, "exec": 16}, budget_s=57)
+FULL = Size(rounds=3, alone=10, streams=4, crowd={"app-server": 80, "exec": 24}, budget_s=225)
+QUICK = Size(rounds=1, alone=4, streams=2, crowd={"app-server": 32, "exec": 16}, budget_s=57)
 
 
 def main() -> None:
     options = _options()
     results = Results()
+    results.notes.append(_machine())
+    program = _predecessor_program(results) if "predecessor" in options.only else None
     try:
-        asyncio.run(_run(options, results))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(_run(options, program, results))
+    except asyncio.CancelledError:
         sys.exit("interrupted; everything that was started has been ended")
     except TimeoutError:
-        results.failures["the time was up before every round was done"] += 1
-    engines = options.engines.split(",")
-    print("\n" + report.table(results, engines) + "\n")
+        results.failures["the time was up; what is missing was not measured"] += 1
+    print("\n" + report.table(results, options.engines.split(",")) + "\n")
     for note in results.notes:
         print(note)
     for failure, count in results.failures.items():
@@ -66,10 +69,26 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _run(options: argparse.Namespace, results: Results) -> None:
+def _machine() -> str:
+    codex = importlib.metadata.version("openai-codex-cli-bin")
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores with a load of "
+        f"{os.getloadavg()[0]:.1f} before; Python {platform.python_version()}, codex {codex}."
+    )
+
+
+def _predecessor_program(results: Results) -> Path | None:
+    try:
+        return predecessor.install()
+    except predecessor.NotInstalled as error:
+        results.failures[f"the predecessor could not be installed: {error}"] += 1
+        return None
+
+
+async def _run(options: argparse.Namespace, program: Path | None, results: Results) -> None:
     size = QUICK if options.quick else FULL
     started = time.monotonic()
-    _end_on_sigterm()
+    _end_once_on_signals()
     codex_bin = str(bundled_codex_path())
     with tempfile.TemporaryDirectory(prefix="codexsite-benchmark-") as scratch:
         async with (
@@ -78,25 +97,30 @@ async def _run(options: argparse.Namespace, results: Results) -> None:
             contextlib.AsyncExitStack() as stack,
         ):
             bench = Bench(codex_bin, f"http://127.0.0.1:{port}/v1", Path(scratch))
-            entered = await _enter(stack, bench, options, results)
+            entered = await _enter(stack, bench, options, program, results)
             await measuring.warm_up(bench, port, entered, results)
             ready = time.monotonic()
             for number in range(1, size.rounds + 1):
                 await measuring.one_round(entered, size, port, results)
                 now = time.monotonic()
                 print(f"round {number} of {size.rounds} done, {now - started:.0f} s", flush=True)
-                if now - started + (now - ready) / number > size.budget_s:
+                is_late = now - started + (now - ready) / number > size.budget_s
+                if is_late and number < size.rounds:
                     results.notes.append(f"Stopped after {number} rounds: the time was up.")
                     break
-    results.notes.append(
-        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-    )
 
 
-def _end_on_sigterm() -> None:
-    task = asyncio.current_task()
+def _end_once_on_signals() -> None:
+    """Turn the first SIGINT or SIGTERM into a clean end; a second must not cut that short."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
 
 
 @contextlib.asynccontextmanager
@@ -116,28 +140,22 @@ async def provider() -> AsyncIterator[int]:
 
 
 async def _enter(
-    stack: contextlib.AsyncExitStack, bench: Bench, options: argparse.Namespace, results: Results
+    stack: contextlib.AsyncExitStack,
+    bench: Bench,
+    options: argparse.Namespace,
+    program: Path | None,
+    results: Results,
 ) -> list[Contender]:
     """Start the contenders that were chosen; one that cannot start is reported and left out."""
-    products, engines = options.only.split(","), options.engines.split(",")
     starts: list[contextlib.AbstractAsyncContextManager[Contender]] = []
-    if "codexsite" in products:
-        starts += [contenders.codexsite(bench, engine) for engine in engines]
-    if "bare" in products:
-        starts += [contenders.bare_app_server(bench)] if "app-server" in engines else []
-        starts += [contenders.bare_exec(bench)] if "exec" in engines else []
-    if "predecessor" in products:
-        try:
-            program = await asyncio.to_thread(predecessor.install)
-        except predecessor.NotInstalled as error:
-            results.failures[f"the predecessor could not be installed: {error}"] += 1
-        else:
-            starts += (
-                [contenders.predecessor_app_server(bench, program)]
-                if "app-server" in engines
-                else []
-            )
-            starts += [contenders.predecessor_exec(bench, program)] if "exec" in engines else []
+    if "app-server" in options.engines:
+        starts += [contenders.codexsite(bench, "app-server")] if "codexsite" in options.only else []
+        starts += [contenders.bare_app_server(bench)] if "bare" in options.only else []
+        starts += [contenders.predecessor_app_server(bench, program)] if program else []
+    if "exec" in options.engines:
+        starts += [contenders.codexsite(bench, "exec")] if "codexsite" in options.only else []
+        starts += [contenders.bare_exec(bench)] if "bare" in options.only else []
+        starts += [contenders.predecessor_exec(bench, program)] if program else []
     entered = []
     for start in starts:
         try:

@@ -19,6 +19,7 @@ django.setup(set_prefix=False)
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from channels.routing import ProtocolTypeRouter
@@ -69,11 +70,9 @@ def note_last_used(rows: Sequence[dict[str, Any]]) -> None:
 class Service:
     """The audit log and the engines: started together, ended in the other order."""
 
-    def __init__(self) -> None:
-        self.audit_log = AuditLog(
-            settings.DATA_DIR.spool, settings.INSTANCE_ID, after_commit=note_last_used
-        )
-        self.runtime = Runtime()
+    def __init__(self, engines: Runtime, *, spool: Path) -> None:
+        self.audit_log = AuditLog(spool, settings.INSTANCE_ID, after_commit=note_last_used)
+        self.runtime = engines
 
     async def start(self) -> None:
         await asyncio.to_thread(self.audit_log.start)
@@ -104,5 +103,5 @@ def build(service: Service) -> Lifecycle:
     return Lifecycle(router, service, grace_s=settings.SHUTDOWN_GRACE_S)
 
 
-application = build(Service())
+application = build(Service(Runtime(), spool=settings.DATA_DIR.spool))
 application.attach_to_twisted()

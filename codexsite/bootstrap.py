@@ -6,7 +6,6 @@ Everything here may run at any time and any number of times.
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
 import secrets
@@ -19,6 +18,7 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import transaction
 
+from proxy import __version__
 from proxy.checks import is_loopback
 from proxy.models import AllowedRoot, ApiKey
 from proxy.policy import load_options
@@ -120,14 +120,6 @@ def base_url(host: str, port: int) -> str:
 # --- What to say ------------------------------------------------------------------------------
 
 
-def version() -> str:
-    """Return the version of this server, as it was installed."""
-    try:
-        return importlib.metadata.version("codexsite")
-    except importlib.metadata.PackageNotFoundError:
-        return "(unreleased)"
-
-
 def login_hint() -> str:
     """Return how to log in to Codex, or nothing where no login is missing."""
     options = load_options()
@@ -153,8 +145,8 @@ def warnings(host: str) -> list[str]:
     ]
     if is_wildcard(host) and set(settings.ALLOWED_HOSTS) <= {"localhost", "127.0.0.1", "[::1]"}:
         lines.append(
-            "Only requests to localhost are answered so far. Name the addresses under which "
-            "others reach this machine: CODEX_PROXY_ALLOWED_HOSTS=codex.example.org,192.0.2.7"
+            "The admin answers only requests to localhost so far. Name the addresses under which "
+            "others reach it: CODEX_PROXY_ALLOWED_HOSTS=codex.example.org,192.0.2.7"
         )
     return lines
 
@@ -165,7 +157,7 @@ def summary(host: str, port: int, first: FirstRun) -> str:
     admin = f"Admin: {url}/admin/"
     if first.password:
         admin += f"  user {first.admin_name}  password (shown once): {first.password}"
-    lines = [f"codexsite {version()}{demo}", f"Data: {settings.DATA_DIR.root}", admin]
+    lines = [f"codexsite {__version__}{demo}", f"Data: {settings.DATA_DIR.root}", admin]
     if first.api_key:
         lines.append(f"API key (shown once): {first.api_key}")
     lines += [f"Base URL: {url}/v1", "Try it:", *_example(url, first.api_key)]

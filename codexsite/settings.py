@@ -15,6 +15,7 @@ from django.urls import reverse_lazy
 from environs import Env, EnvError
 
 from codexsite.datadir import DataDir, locate
+from proxy.overrides import OverrideRefused, check_override
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -96,6 +97,11 @@ def _option_overrides() -> dict[str, Any]:
     }
     if "codex_configs" in found:
         found["codex_configs"] = [item for item in found["codex_configs"].split(";;") if item]
+        for item in found["codex_configs"]:
+            try:
+                check_override(item)
+            except OverrideRefused as refused:
+                raise ImproperlyConfigured(f"CODEX_PROXY_CODEX_CONFIGS: {refused}") from refused
     if "allowed_roots" in found:
         found["allowed_roots"] = [item for item in found["allowed_roots"].split(":") if item]
     for field, choices in {
@@ -205,6 +211,7 @@ USE_TZ = True
 TIME_ZONE = read(env.str, "CODEX_PROXY_TIME_ZONE", "UTC")
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+FORMAT_MODULE_PATH = ["codexsite.formats"]
 
 STATIC_URL = "/static/"
 SERVESTATIC_USE_FINDERS = True  # no collectstatic: the admin's files come from their packages
@@ -262,6 +269,9 @@ UNFOLD = {
     "SITE_HEADER": "codexsite",
     "SITE_SUBHEADER": "A team's Codex endpoint",
     "SITE_SYMBOL": "hub",
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": f"{STATIC_URL}codexsite/icon.svg"}
+    ],
     "SITE_URL": "/",
     "ENVIRONMENT": "proxy.notices.environment",
     "ENVIRONMENT_TITLE_PREFIX": "proxy.notices.title_prefix",

@@ -6,7 +6,9 @@ Nothing that a request was judged by can be deleted here: keys and grants are re
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from auditlog.context import disable_auditlog
@@ -19,23 +21,29 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
-from django.db.models import Field, ForeignKey, ManyToManyField, Model, Q, QuerySet
+from django.db.models import Field, ForeignKey, JSONField, ManyToManyField, Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.cache import patch_cache_control
 from django.utils.html import format_html, format_html_join
+from django.utils.text import capfirst
 from unfold.admin import ModelAdmin
-from unfold.contrib.filters.admin import ChoicesDropdownFilter, DropdownFilter, RelatedDropdownFilter
-from unfold.decorators import action, display
+from unfold.contrib.filters.admin import (
+    ChoicesDropdownFilter,
+    DropdownFilter,
+    RelatedDropdownFilter,
+)
+from unfold.decorators import action
 from unfold.enums import ActionVariant
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultiple
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
 
+from audit.listing import column
 from proxy import changelog_admin as changelog_admin
-from proxy.forms import ApiKeyForm, ProxySettingsForm, RotateForm
-from proxy.models import AgentGrant, AllowedRoot, ApiKey, ChangeEntry, ProxySettings, is_inside
+from proxy.forms import ApiKeyForm, LinesField, ProxySettingsForm, RotateForm
+from proxy.models import AgentGrant, AllowedRoot, ApiKey, ProxySettings, is_inside
 from proxy.policy import load_options
 from proxy.redaction import redact_override, redact_url
 
@@ -48,7 +56,21 @@ STATE_COLOURS = {
     "not yet": "info",
     "revoked": "danger",
 }
+UNKNOWN = "-"
 LINK = "text-primary-600 dark:text-primary-500 underline"
+
+
+Page = TypeVar("Page", bound=Callable[..., HttpResponse])
+
+
+def _button(
+    title: str, *, icon: str, permission: str, variant: ActionVariant = ActionVariant.DEFAULT
+) -> Callable[[Page], Page]:
+    """Make a method a page of its own behind a button on the object's page."""
+    decorate: Callable[[Page], Page] = action(
+        description=title, icon=icon, permissions=[permission], variant=variant
+    )
+    return decorate
 
 
 class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
@@ -69,12 +91,27 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
             _list_url("proxy_changeentry", content_type_id=content_type.pk, object_id=object_id)
         )
 
+    def formfield_for_dbfield(
+        self,
+        db_field: object,
+        request: HttpRequest,
+        **kwargs: object,
+    ) -> forms.Field | None:
+        if isinstance(db_field, JSONField):
+            return LinesField(
+                label=capfirst(db_field.verbose_name),
+                help_text=db_field.help_text,
+                required=not db_field.blank,
+            )
+        field: forms.Field | None = super().formfield_for_dbfield(db_field, request, **kwargs)
+        return field
+
     def formfield_for_manytomany(
-        self, db_field: ManyToManyField[Any, Any], request: HttpRequest, **kwargs: Any
-    ) -> forms.ModelMultipleChoiceField:
+        self, db_field: ManyToManyField[Any, Any], request: HttpRequest, **kwargs: object
+    ) -> forms.ModelMultipleChoiceField[Any]:
         if db_field.related_model is AllowedRoot:
-            kwargs["widget"] = UnfoldAdminCheckboxSelectMultiple()
-        field: forms.ModelMultipleChoiceField = super().formfield_for_manytomany(
+            kwargs["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
+        field: forms.ModelMultipleChoiceField[Any] = super().formfield_for_manytomany(
             db_field, request, **kwargs
         )
         return field
@@ -87,7 +124,7 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
         return allowed
 
     def confirm(
-        self, request: HttpRequest, obj: Model, template: str, title: str, **context: Any
+        self, request: HttpRequest, obj: Model, template: str, title: str, **context: object
     ) -> TemplateResponse:
         """Render a page of one object in the admin's look; nothing of it may be kept anywhere."""
         response = TemplateResponse(
@@ -110,7 +147,7 @@ def _change_url(obj: Model) -> str:
     return reverse(f"admin:{obj._meta.app_label}_{obj._meta.model_name}_change", args=[obj.pk])
 
 
-def _list_url(model: str, **query: Any) -> str:
+def _list_url(model: str, **query: object) -> str:
     return reverse(f"admin:{model}_changelist") + "?" + urlencode(query)
 
 
@@ -119,7 +156,7 @@ class StateFilter(DropdownFilter):  # type: ignore[misc] # unfold has no types
 
     title, parameter_name = "state", "state"
 
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:  # noqa: ANN401
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
         return [(state, state) for state in ("live", "expired", "revoked")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
@@ -204,13 +241,11 @@ class ApiKeyAdmin(PolicyAdmin):
             base_url=request.build_absolute_uri("/v1"),
         )
 
-    def has_live_key_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
-        is_open = ApiKey.objects.filter(pk=object_id, revoked_at=None).exists()
-        return self.may_change(request) and is_open
+    def has_live_key_permission(self, request: HttpRequest, object_id: str = "") -> bool:
+        is_open = ApiKey.objects.filter(pk=object_id, revoked_at=None)
+        return self.may_change(request) and is_open.exists()
 
-    @action(
-        description="Rotate secret", url_path="rotate", icon="autorenew", permissions=["live_key"]
-    )
+    @_button("Rotate secret", icon="autorenew", permission="live_key")
     def rotate(self, request: HttpRequest, object_id: str) -> HttpResponse:
         key = ApiKey.objects.get(pk=object_id)
         form = RotateForm(request.POST or None)
@@ -220,10 +255,7 @@ class ApiKeyAdmin(PolicyAdmin):
             return self.show_secret(request, key, secret)
         return self.confirm(request, key, "proxy/rotate.html", "Rotate the secret", form=form)
 
-    @action(
-        description="Revoke", url_path="revoke", icon="block", permissions=["live_key"],
-        variant=ActionVariant.DANGER,
-    )  # fmt: skip
+    @_button("Revoke", icon="block", permission="live_key", variant=ActionVariant.DANGER)
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         key = ApiKey.objects.get(pk=object_id)
         if request.method == "POST":
@@ -240,27 +272,27 @@ class ApiKeyAdmin(PolicyAdmin):
             "grants stay on record.",
         )
 
-    @display(description="state", label=STATE_COLOURS)
+    @column("state", colours=STATE_COLOURS)
     def state_label(self, key: ApiKey) -> str:
         return key.state
 
-    @display(description="roots")
+    @column("roots")
     def roots(self, key: ApiKey) -> str:
         return ", ".join(root.alias for root in key.allowed_roots.all()) or "those of the settings"
 
-    @display(description="engine", ordering="engine")
+    @column("engine", ordering="engine")
     def engine_name(self, key: ApiKey) -> str:
         return key.engine or "that of the settings"
 
-    @display(description="old secret")
+    @column("old secret")
     def previous_secret(self, key: ApiKey) -> str:
         until = key.previous_valid_until
         if until is None or until <= timezone.now():
-            return "–"
+            return UNKNOWN
         moment = timezone.localtime(until)
         return f"{key.previous_prefix}… still works until {moment:%d %b %Y %H:%M %Z}"
 
-    @display(description="see also")
+    @column("see also")
     def elsewhere(self, key: ApiKey) -> str:
         return _links(
             ("its requests", _list_url("audit_requestrecord", key_id=key.pk)),
@@ -285,7 +317,7 @@ class AllowedRootAdmin(PolicyAdmin):
         allowed = super(PolicyAdmin, self).has_delete_permission(request, obj)
         return allowed and isinstance(obj, AllowedRoot) and not obj.grants.exists()
 
-    @display(description="exists", boolean=True)
+    @admin.display(description="exists", boolean=True)
     def is_there(self, root: AllowedRoot) -> bool:
         return os.path.isdir(root.path)
 
@@ -325,7 +357,7 @@ class AgentGrantAdmin(PolicyAdmin):
         return queryset.prefetch_related("roots")
 
     def formfield_for_foreignkey(
-        self, db_field: ForeignKey[Any, Any], request: HttpRequest, **kwargs: Any
+        self, db_field: ForeignKey[Any, Any], request: HttpRequest, **kwargs: object
     ) -> forms.ModelChoiceField[Any] | None:
         if db_field.name == "key":
             kwargs["queryset"] = ApiKey.objects.filter(revoked_at=None).order_by("name")
@@ -342,10 +374,16 @@ class AgentGrantAdmin(PolicyAdmin):
         super().save_model(request, obj, form, change)
 
     def save_related(
-        self, request: HttpRequest, form: forms.ModelForm[AgentGrant], formsets: Any, change: bool  # noqa: ANN401
+        self,
+        request: HttpRequest,
+        form: forms.ModelForm[AgentGrant],
+        formsets: object,
+        change: bool,
     ) -> None:
         super().save_related(request, form, formsets, change)
-        idle = [root.alias for root in form.instance.roots.all() if not _opens(form.instance.key, root)]
+        idle = [
+            root.alias for root in form.instance.roots.all() if not _opens(form.instance.key, root)
+        ]
         if idle:
             messages.warning(
                 request,
@@ -353,14 +391,11 @@ class AgentGrantAdmin(PolicyAdmin):
                 "until the key's allowed roots say so.",
             )
 
-    def has_open_grant_permission(self, request: HttpRequest, object_id: str | None = None) -> bool:
-        is_open = AgentGrant.objects.filter(pk=object_id, revoked_at=None).exists()
-        return self.may_change(request) and is_open
+    def has_open_grant_permission(self, request: HttpRequest, object_id: str = "") -> bool:
+        is_open = AgentGrant.objects.filter(pk=object_id, revoked_at=None)
+        return self.may_change(request) and is_open.exists()
 
-    @action(
-        description="Revoke", url_path="revoke", icon="block", permissions=["open_grant"],
-        variant=ActionVariant.DANGER,
-    )  # fmt: skip
+    @_button("Revoke", icon="block", permission="open_grant", variant=ActionVariant.DANGER)
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         grant = AgentGrant.objects.get(pk=object_id)
         if request.method == "POST":
@@ -377,19 +412,19 @@ class AgentGrantAdmin(PolicyAdmin):
             "turn that runs now is not cut.",
         )
 
-    @display(description="grant", ordering="id")
+    @column("grant", ordering="id")
     def title(self, grant: AgentGrant) -> str:
         return f"grant {grant.pk}"
 
-    @display(description="state", label=STATE_COLOURS)
+    @column("state", colours=STATE_COLOURS)
     def state_label(self, grant: AgentGrant) -> str:
         return grant.state
 
-    @display(description="roots")
+    @column("roots")
     def root_names(self, grant: AgentGrant) -> str:
         return ", ".join(root.alias for root in grant.roots.all())
 
-    @display(description="see also")
+    @column("see also")
     def elsewhere(self, grant: AgentGrant) -> str:
         return _links(
             ("the requests under this grant", _list_url("audit_requestrecord", grant_id=grant.pk)),
@@ -462,15 +497,16 @@ class ProxySettingsAdmin(PolicyAdmin):
         return name
 
 
-@display(description="codex config overrides")
+@column("codex config overrides")
 def _codex_configs(obj: ProxySettings) -> str:
     return _plain(obj.codex_configs)
 
 
+@cache  # Django asks for the fields more than once and compares what it got
 def _from_environment(name: str) -> Any:  # noqa: ANN401 - Django's kind of display function
     field = ProxySettings._meta.get_field(name)
 
-    @display(description=_label(field))
+    @column(_label(field))
     def value(obj: ProxySettings) -> str:
         return format_html(
             "{}<br><small>Set by the variable <code>{}</code>, which wins over this page.</small>",
@@ -495,7 +531,7 @@ def _plain(value: object) -> str:
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin, PolicyAdmin):  # type: ignore[misc] # unfold has no types
+class UserAdmin(DjangoUserAdmin, PolicyAdmin):  # type: ignore[misc,type-arg] # unfold has no types
     """People: made inactive, never deleted, since changes and grants are signed with them."""
 
     form = UserChangeForm

@@ -51,11 +51,23 @@ class JsonParser(Parser):
         if request.content_type != "application/json":
             raise UnsupportedMediaType("The request body must be sent as application/json.")
         try:
-            return orjson.loads(request.body)
+            body = orjson.loads(request.body)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(
                 f"We could not parse the JSON body of your request: {error}", code="invalid_json"
             ) from error
+        if not isinstance(body, dict):
+            raise InvalidRequest("The request body must be a JSON object.", code="invalid_type")
+        _note_asked(context_of(request.scope), body)  # type: ignore[attr-defined]
+        return body
+
+
+def _note_asked(context: RequestContext, body: dict[str, Any]) -> None:
+    """Keep what was asked, before anything can refuse it."""
+    model, stream = body.get("model"), body.get("stream")
+    if isinstance(model, str):
+        context.record.note(model_asked=model)
+    context.record.note(stream=stream if isinstance(stream, bool) else False)
 
 
 class BearerKey(HttpBearer):
@@ -317,7 +329,11 @@ def _not_valid(request: HttpRequest, error: ValidationError) -> HttpResponse:
 
 @api.exception_handler(HttpError)
 def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return error_response(request, InvalidRequest(error.message))
+    # ninja hides what its parser raised behind an error of its own
+    cause = error.__cause__
+    return error_response(
+        request, cause if isinstance(cause, ProxyError) else InvalidRequest(error.message)
+    )
 
 
 @api.exception_handler(Exception)

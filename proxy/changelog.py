@@ -18,6 +18,7 @@ from django.http import HttpRequest
 from proxy.addresses import client_address
 from proxy.models import AgentGrant, AllowedRoot, ApiKey, ProxySettings
 
+
 def register() -> None:
     """Put the models that decide who may do what under auditlog's watch."""
     _watch(ApiKey, without=("digest", "previous_digest", "last_used_at"), many=("allowed_roots",))

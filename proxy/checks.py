@@ -36,7 +36,8 @@ def is_loopback(host: str) -> bool:
 
 @register("proxy")
 def check_codex_binary(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any  # noqa: ANN401 - Django's signature
+    app_configs: Sequence[AppConfig] | None,
+    **kwargs: Any,  # noqa: ANN401 - Django's signature
 ) -> list[CheckMessage]:
     name = settings.OPTION_OVERRIDES.get("codex_bin")
     if name:
@@ -59,7 +60,8 @@ def _binary_messages(name: str, where: str) -> list[CheckMessage]:
 
 @register("proxy")
 def check_override_roots(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any  # noqa: ANN401 - Django's signature
+    app_configs: Sequence[AppConfig] | None,
+    **kwargs: Any,  # noqa: ANN401 - Django's signature
 ) -> list[CheckMessage]:
     overrides, variables = settings.OPTION_OVERRIDES, settings.OPTION_VARIABLES
     folders = [(path, variables["allowed_roots"]) for path in overrides.get("allowed_roots", [])]
@@ -78,7 +80,8 @@ def _folder_messages(folders: Iterable[tuple[str, str]]) -> list[CheckMessage]:
 
 @register("proxy")
 def check_override_configs(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any  # noqa: ANN401 - Django's signature
+    app_configs: Sequence[AppConfig] | None,
+    **kwargs: Any,  # noqa: ANN401 - Django's signature
 ) -> list[CheckMessage]:
     return _config_messages(
         settings.OPTION_OVERRIDES.get("codex_configs", []),
@@ -98,7 +101,8 @@ def _config_messages(overrides: Iterable[str], where: str) -> list[CheckMessage]
 
 @register("proxy")
 def check_anonymous_access(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any  # noqa: ANN401 - Django's signature
+    app_configs: Sequence[AppConfig] | None,
+    **kwargs: Any,  # noqa: ANN401 - Django's signature
 ) -> list[CheckMessage]:
     if not settings.ALLOW_ANONYMOUS or is_loopback(settings.HOST):
         return []

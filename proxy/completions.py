@@ -174,7 +174,6 @@ async def begin(
     caller, options = asker.caller, asker.options
     deadline = asyncio.get_running_loop().time() + options.timeout_seconds
     record = context.record
-    record.note(stream=bool(request.stream), model_asked=request.model)
     refuse_unsupported(request)
     messages, wish = conversation_of(request.messages), wish_of(request.metadata)
     wants_agent = caller.asks_for_agent or options.agent if wish.agent is None else wish.agent

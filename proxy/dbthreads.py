@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import InterfaceError, OperationalError, ProgrammingError, connections
 
 from proxy.errors import ServerUnavailable
 
@@ -37,11 +37,15 @@ async def read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 def _read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return function(*args, **kwargs)
-    except (OperationalError, InterfaceError):
+    except (OperationalError, InterfaceError, ProgrammingError):
         connections.close_all()
     try:
         return function(*args, **kwargs)
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
         connections.close_all()
-        log.error("the database does not answer: %s", error)  # noqa: TRY400 - the cause is said
+        log.error("the database does not answer: %s", error)
+        if "no such table" in str(error) or isinstance(error, ProgrammingError):
+            raise ServerUnavailable(
+                "The server's database is not prepared: run `python manage.py migrate`."
+            ) from error
         raise ServerUnavailable("The server's database does not answer.") from error

@@ -26,9 +26,7 @@ GRACE_PERIODS = {
 class LinesField(forms.Field):
     """A list of strings, edited as one a line."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("widget", UnfoldAdminTextareaWidget(attrs={"rows": 4}))
-        super().__init__(**kwargs)
+    widget = UnfoldAdminTextareaWidget
 
     def prepare_value(self, value: object) -> object:
         return "\n".join(map(str, value)) if isinstance(value, list) else value
@@ -38,8 +36,6 @@ class LinesField(forms.Field):
 
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # generic only in the stubs
-    models_allowed = LinesField(required=False, help_text="One model id a line. Empty: all.")
-
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean() or {}
         default, allowed = cleaned.get("default_root"), cleaned.get("allowed_roots")
@@ -75,13 +71,6 @@ class RotateForm(forms.Form):
 
 
 class ProxySettingsForm(forms.ModelForm):  # type: ignore[type-arg] # generic only in the stubs
-    codex_configs = LinesField(
-        label="Codex config overrides",
-        required=False,
-        help_text="One key=value a line, in the syntax of codex -c. None may weaken the sandbox. "
-        "Auditors read this page: give a provider's key as env_key, not as its value.",
-    )
-
     def clean_codex_bin(self) -> str:
         name: str = self.cleaned_data["codex_bin"]
         if name and find_program(name) is None:

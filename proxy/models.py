@@ -145,7 +145,7 @@ class ApiKey(models.Model):
         max_length=16, blank=True, choices=ENGINES, help_text="Empty: the engine of the settings."
     )
     models_allowed = models.JSONField(
-        default=list, blank=True, help_text='A list of model ids, such as ["gpt-5.5"]. Empty: all.'
+        default=list, blank=True, help_text="One model id a line. Empty: all."
     )
     max_concurrency = models.PositiveIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)],
@@ -256,7 +256,8 @@ class AgentGrant(models.Model):
         return f"grant {self.pk} for {self.key.name}"
 
     def clean(self) -> None:
-        if self.ends_at and self.starts_at and self.ends_at <= self.starts_at:
+        starts_at: datetime | None = self.starts_at  # None where a form could not read it
+        if self.ends_at and starts_at and self.ends_at <= starts_at:
             raise ValidationError({"ends_at": "A grant must end after it starts."})
 
     def revoke(self, by: Any = None) -> None:  # noqa: ANN401 - the user model is a setting
@@ -325,7 +326,8 @@ class ProxySettings(models.Model):
     )
     codex_configs = models.JSONField(
         "codex config overrides", default=list, blank=True, validators=[check_overrides],
-        help_text="A list of key=value in the syntax of codex -c. None may weaken the sandbox.",
+        help_text="One key=value a line, in the syntax of codex -c. None may weaken the sandbox. "
+        "Auditors read this page: name a provider's key by env_key, never write it here.",
     )
     ephemeral = models.BooleanField(
         default=True, help_text="Codex keeps no file of a conversation."

@@ -144,22 +144,8 @@ class Runtime:
         return seat
 
     def _config(self, options: policy.Options) -> EngineConfig:
-        home = options.app_server_codex_home or str(settings.DATA_DIR.codex_home)
         demo = demo_overrides(self._demo.base_url) if self._demo else ()
-        return EngineConfig(
-            codex_bin=codex_binary(options.codex_bin),
-            codex_home=home,
-            scratch_dir=str(settings.DATA_DIR.scratch),
-            environment=child_environment(options.proxy),
-            overrides=(*options.overrides, *demo),
-            ephemeral=options.ephemeral,
-            workers=options.workers,
-            turns_per_worker=options.turns_per_worker,
-            max_concurrency=options.max_concurrency,
-            max_queue_size=options.max_queue_size,
-            queue_timeout_s=options.queue_timeout_seconds,
-            login_id=login_id(Path(home)),
-        )
+        return engine_config(options, more_overrides=demo)
 
     @staticmethod
     def _obey_log_level(level: str) -> None:
@@ -212,6 +198,28 @@ class Runtime:
             "queued": sum(gate.waiting for gate in gates),
             "running": sum(gate.inside for gate in gates),
         }
+
+
+def engine_config(
+    options: policy.Options, *, more_overrides: tuple[str, ...] = ()
+) -> EngineConfig:
+    """Return what an engine is built from, for the options in force; makes its CODEX_HOME."""
+    home = Path(options.app_server_codex_home or settings.DATA_DIR.codex_home).expanduser()
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return EngineConfig(
+        codex_bin=codex_binary(options.codex_bin),
+        codex_home=str(home),
+        scratch_dir=str(settings.DATA_DIR.scratch),
+        environment=child_environment(options.proxy),
+        overrides=(*options.overrides, *more_overrides),
+        ephemeral=options.ephemeral,
+        workers=options.workers,
+        turns_per_worker=options.turns_per_worker,
+        max_concurrency=options.max_concurrency,
+        max_queue_size=options.max_queue_size,
+        queue_timeout_s=options.queue_timeout_seconds,
+        login_id=login_id(home),
+    )
 
 
 def codex_binary(configured: str) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from ninja import Schema
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Lenient(Schema):
+class _Lenient(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
@@ -46,19 +45,19 @@ class ChatCompletionRequest(_Lenient):
     reasoning_effort: str | None = None
 
 
-class PromptTokensDetails(Schema):
+class PromptTokensDetails(BaseModel):
     cached_tokens: int
     audio_tokens: int = 0
 
 
-class CompletionTokensDetails(Schema):
+class CompletionTokensDetails(BaseModel):
     reasoning_tokens: int
     audio_tokens: int = 0
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0
 
 
-class CompletionUsage(Schema):
+class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -66,21 +65,21 @@ class CompletionUsage(Schema):
     completion_tokens_details: CompletionTokensDetails
 
 
-class AssistantMessage(Schema):
+class AssistantMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
     annotations: list[Any] = []
 
 
-class Choice(Schema):
+class Choice(BaseModel):
     index: int = 0
     message: AssistantMessage
     logprobs: None = None
     finish_reason: Literal["stop", "length", "content_filter"]
 
 
-class ChatCompletion(Schema):
+class ChatCompletion(BaseModel):
     """The answer of POST /v1/chat/completions without `stream`."""
 
     id: str
@@ -93,26 +92,26 @@ class ChatCompletion(Schema):
     usage: CompletionUsage | None
 
 
-class Model(Schema):
+class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
 
 
-class ModelList(Schema):
+class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class ErrorBody(Schema):
+class ErrorBody(BaseModel):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorEnvelope(Schema):
+class ErrorEnvelope(BaseModel):
     """Every answer of the API that is not a success."""
 
     error: ErrorBody

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 PROMPT_LIMIT = 1_048_576
 """Characters that Codex takes on stdin."""
 
+NO_INSTRUCTIONS = "You are a helpful assistant."
+"""For a chat without system text: Codex refuses an empty file, and without one sends 21 KB."""
+
 
 class Lines:
     """The child's lines for one reader: None after the last one."""
@@ -148,7 +151,8 @@ class ExecEngine:
             own |= {f"features.{feature}": False for feature in EXEC_CHAT_FEATURES_OFF}
         if instructions or not turn.is_agent:
             key = "developer_instructions" if turn.is_agent else "model_instructions_file"
-            own[key] = instructions if turn.is_agent else str(_written(folder, instructions))
+            text = instructions if instructions.strip() else NO_INSTRUCTIONS
+            own[key] = instructions if turn.is_agent else str(_written(folder, text))
         flags = ["exec", "--json", "--skip-git-repo-check", "--ignore-user-config", "--ignore-rules"]
         flags += ["--sandbox", turn.sandbox]
         flags += ["--ephemeral"] if self.config.ephemeral else []

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand, CommandError
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.utils import timezone
 
 from proxy.models import AllowedRoot, ApiKey
@@ -51,7 +51,10 @@ class Command(BaseCommand):
             raise CommandError("--name must have 1 to 100 characters.")
         if expires_hours is not None and not 0 < expires_hours < 24 * 365 * 100:
             raise CommandError("--expires-hours must be above 0, and below a century.")
-        user, roots = _find_owner(owner), [_find_root(alias) for alias in root]
+        try:
+            user, roots = _find_owner(owner), [_find_root(alias) for alias in root]
+        except DatabaseError as error:
+            raise CommandError(f"Run `serve` or `migrate` first: {error}") from error
         expires_at = timezone.now() + timedelta(hours=expires_hours) if expires_hours else None
         with transaction.atomic():
             key, secret = ApiKey.objects.issue(

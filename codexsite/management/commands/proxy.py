@@ -16,6 +16,7 @@ from codexsite.background import AlreadyRunning, Background, StartFailed, State,
 from codexsite.lifecycle import AFTER_INTERRUPT_S
 from codexsite.management.serving import ServerCommand
 from codexsite.options import DATA_DIR_OPTION, OPTIONS
+from proxy import __version__
 from proxy.models import ProxySettings
 
 STOP_MARGIN_S = 2 * AFTER_INTERRUPT_S + 5.0
@@ -188,7 +189,7 @@ def _state() -> State:
     return State(
         host=settings.HOST,
         port=settings.PORT,
-        version=bootstrap.version(),
+        version=__version__,
         started_at=timezone.now().isoformat(timespec="seconds"),
         options=options,
         withheld=withheld,

@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.conf import settings
 from psycopg import sql
 
 from audit.writer import AuditLog
@@ -36,7 +35,7 @@ class ServerProcess:
             stderr=self._errors,
             env={
                 **os.environ,
-                "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+                "DJANGO_SETTINGS_MODULE": "tests.contract.audit.child_settings",
                 "CODEX_PROXY_DATA_DIR": str(data_dir),
                 "DATABASE_URL": database_url,
                 "PYTHONPATH": os.pathsep.join(sys.path),
