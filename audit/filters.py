@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
@@ -41,7 +42,10 @@ class ColumnFilter(DropdownFilter):  # type: ignore[misc] # unfold has no types
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if not self.value():
             return queryset
-        return queryset.filter(**{self.parameter_name: self.value()})
+        try:
+            return queryset.filter(**{self.parameter_name: self.value()})
+        except ValueError as error:  # no number, where the column has numbers
+            raise IncorrectLookupParameters from error
 
 
 class FlagFilter(ColumnFilter):

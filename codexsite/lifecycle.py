@@ -12,7 +12,7 @@ import contextvars
 import logging
 import sys
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Any, Protocol
 
 from proxy.gateway import App, Message, Receive, Scope, Send
 
@@ -51,11 +51,12 @@ class Lifecycle:
         """Start and stop with Twisted's reactor, where that is what runs the server (Daphne)."""
         if "daphne.server" not in sys.modules:
             return
-        from twisted.internet import reactor
+        from twisted.internet import reactor as installed
         from twisted.internet.defer import Deferred
 
-        reactor.callWhenRunning(self._ensure_started)  # type: ignore[attr-defined]
-        reactor.addSystemEventTrigger(  # type: ignore[attr-defined]
+        reactor: Any = installed  # its declared type is that of its interface's methods unbound
+        reactor.callWhenRunning(self._ensure_started)
+        reactor.addSystemEventTrigger(
             "before", "shutdown", lambda: Deferred.fromFuture(self._ensure_stopping())
         )
 

@@ -184,14 +184,14 @@ DATABASES = {
 }
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # WAL alone leaves read-then-write transactions failing at once; IMMEDIATE queues them.
-    DATABASES["default"]["OPTIONS"] = {  # type: ignore[typeddict-item]
+    DATABASES["default"]["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL;PRAGMA synchronous=NORMAL;"
         "PRAGMA temp_store=MEMORY;PRAGMA cache_size=-20000;PRAGMA mmap_size=134217728;",
     }
     # A file, not memory: the tests' threads must see each other's rows as those of a server do.
-    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR.scratch / "test.sqlite3")}  # type: ignore[typeddict-item]
+    DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR.scratch / "test.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The API refuses larger bodies itself, before Django reads them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
 
 from auditlog.context import disable_auditlog
@@ -21,7 +21,16 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import PermissionDenied
-from django.db.models import Field, ForeignKey, JSONField, ManyToManyField, Model, Q, QuerySet
+from django.db.models import (
+    Field,
+    ForeignKey,
+    JSONField,
+    ManyToManyField,
+    Model,
+    Q,
+    QuerySet,
+    TextField,
+)
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -38,7 +47,7 @@ from unfold.contrib.filters.admin import (
 from unfold.decorators import action
 from unfold.enums import ActionVariant
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
 from audit.listing import column
 from proxy import changelog_admin as changelog_admin
@@ -77,6 +86,9 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
     """A part of the policy: its history is the changelog's, and roots are chosen by checkbox."""
 
     actions = None
+    formfield_overrides: ClassVar = {
+        TextField: {"widget": UnfoldAdminTextareaWidget(attrs={"rows": 4})}
+    }
     list_filter_submit = True
 
     def history_view(
@@ -102,8 +114,12 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
                 label=capfirst(db_field.verbose_name),
                 help_text=db_field.help_text,
                 required=not db_field.blank,
+                widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),
             )
         field: forms.Field | None = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if isinstance(field, forms.ModelChoiceField) and field.queryset.model in (ApiKey, User):
+            # A key made in a pop-up would show its secret there and never come back to this form.
+            field.widget.can_add_related = field.widget.can_change_related = False
         return field
 
     def formfield_for_manytomany(

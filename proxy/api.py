@@ -13,6 +13,7 @@ from asgiref.sync import markcoroutinefunction
 from django.conf import settings
 from django.contrib.admin.views.decorators import staff_member_required
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.request import split_domain_port
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.parser import Parser
@@ -38,9 +39,7 @@ from proxy.models import ApiKey
 
 log = logging.getLogger(__name__)
 
-ERRORS = {
-    status: schemas.ErrorEnvelope for status in (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504)
-}
+ERRORS = dict.fromkeys((400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope)
 STARTED_AT = time.time()
 
 
@@ -109,7 +108,7 @@ def _may_be_anonymous(request: HttpRequest, context: RequestContext) -> bool:
 
     The host name is checked too: a web page may point a name of its own at 127.0.0.1.
     """
-    host = request.META.get("HTTP_HOST", "").rpartition(":")[0] or request.META.get("HTTP_HOST", "")
+    host, _ = split_domain_port(request.META.get("HTTP_HOST", ""))
     is_named_local = host in ("localhost", "127.0.0.1", "[::1]")
     return context.is_local and is_named_local and runtime.listens_on_loopback_only()
 

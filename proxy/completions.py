@@ -88,7 +88,7 @@ def conversation_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
 
 
 def _message(message: ChatMessage, where: str) -> Message:
-    if message.role in ("tool", "function") or message.tool_calls:
+    if message.role == "tool" or message.role == "function" or message.tool_calls:
         raise UnsupportedParameter(f"Tool calls are not supported: {where}.", param=where)
     text = _text(message, where)
     if message.role == "assistant" and not text:
@@ -99,7 +99,7 @@ def _message(message: ChatMessage, where: str) -> Message:
             param=f"{where}.content",
             code="invalid_type",
         )
-    return Message(message.role, text)  # type: ignore[arg-type] - the other roles are refused above
+    return Message(message.role, text)
 
 
 def _text(message: ChatMessage, where: str) -> str:

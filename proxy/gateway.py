@@ -132,7 +132,7 @@ class Gateway:
             user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
         )
         # A forwarded request is somebody else's, however near its last hop is.
-        is_local = not forwarded and b"forwarded" not in headers and _is_loopback(client)
+        is_local = _is_loopback(client) and not any(map(_is_of_a_proxy, headers))
         return RequestContext(record, stack, is_local=is_local)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,6 +199,10 @@ async def refuse(error: ProxyError, send: Send) -> None:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def _is_of_a_proxy(header: bytes) -> bool:
+    return header.startswith(b"x-forwarded") or header in (b"forwarded", b"via", b"x-real-ip")
 
 
 def _is_loopback(address: str) -> bool:

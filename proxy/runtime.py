@@ -14,19 +14,20 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import codex_cli_bin
 import orjson
 from django.conf import settings
 
 from proxy import policy
+from proxy.dbthreads import read
 from proxy.demo import DemoProvider
 from proxy.demo import overrides as demo_overrides
-from proxy.dbthreads import read
 from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
@@ -161,8 +162,8 @@ class Runtime:
         if seat.turns == 0:
             self._in_background(seat.engine.aclose())
 
-    def _in_background(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())  # type: ignore[arg-type]
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -307,11 +308,13 @@ def listens_on_loopback_only() -> bool:
     Twisted knows the sockets, whichever command opened them. Where no reactor runs (in tests, under
     another server) there is nothing to see, and the answer is no.
     """
-    from twisted.internet import reactor, tcp
+    from twisted.internet import reactor as installed
+    from twisted.internet import tcp
 
+    reactor: Any = installed  # asyncio's, whose interface the declared one lacks
     if not getattr(reactor, "running", False):
         return False
-    ports = [item for item in reactor.getReaders() if isinstance(item, tcp.Port)]  # type: ignore[attr-defined]
+    ports = [item for item in reactor.getReaders() if isinstance(item, tcp.Port)]
     return bool(ports) and all(ip_address(port.getHost().host).is_loopback for port in ports)
 
 

@@ -68,7 +68,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'request',
                 'ordering': ['-id'],
-                'indexes': [models.Index(fields=['outcome', 'id'], name='request_outcome'), models.Index(fields=['key_id', 'id'], name='request_key_id'), models.Index(fields=['key_prefix', 'id'], name='request_key_prefix'), models.Index(fields=['engine', 'id'], name='request_engine'), models.Index(fields=['model_served', 'id'], name='request_model_served'), models.Index(fields=['agent_mode', 'id'], name='request_agent_mode'), models.Index(fields=['stream', 'id'], name='request_stream'), models.Index(fields=['http_status', 'id'], name='request_http_status')],
+                'indexes': [models.Index(fields=['outcome', 'id'], name='request_outcome'), models.Index(fields=['key_id', 'id'], name='request_key_id'), models.Index(fields=['key_prefix', 'id'], name='request_key_prefix'), models.Index(fields=['engine', 'id'], name='request_engine'), models.Index(fields=['model_served', 'id'], name='request_model_served'), models.Index(fields=['agent_mode', 'id'], name='request_agent_mode'), models.Index(fields=['stream', 'id'], name='request_stream'), models.Index(fields=['http_status', 'id'], name='request_http_status'), models.Index(condition=models.Q(('grant_id__isnull', False)), fields=['grant_id', 'id'], name='request_grant_id')],
             },
         ),
     ]

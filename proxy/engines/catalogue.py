@@ -92,7 +92,7 @@ async def write_lean(
         draft.write_bytes(lean(bundled, for_exec_chat=for_exec_chat))
         draft.replace(path)
     except (CatalogueChanged, OSError, TimeoutError) as error:
-        log.error("no lean model catalogue, prompts will be larger: %s", error)  # noqa: TRY400
+        log.error("no lean model catalogue, prompts will be larger: %s", error)
         return None
     log.info("lean model catalogue written for %s", codex_bin)
     return path

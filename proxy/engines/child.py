@@ -67,7 +67,7 @@ class Child(asyncio.SubprocessProtocol):
                 start_new_session=True,
             )
         except OSError as error:
-            log.error("cannot start %s: %s", argv[0], error)  # noqa: TRY400 - no trace needed
+            log.error("cannot start %s: %s", argv[0], error)
             raise EngineUnavailable(f"Codex cannot be started: {error.strerror}.") from error
         child._transport = transport
         return child

@@ -15,7 +15,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from proxy.engines.base import Completed, Event, Failed, TextDelta, Turn, TurnStarted, Usage, UsageReported
+from proxy.engines.base import (
+    Completed,
+    Event,
+    Failed,
+    TextDelta,
+    Turn,
+    TurnStarted,
+    Usage,
+    UsageReported,
+)
 from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, TurnStopped
 
 log = logging.getLogger(__name__)

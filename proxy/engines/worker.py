@@ -105,7 +105,7 @@ class Worker:
             await worker.stop()
             if isinstance(error, EngineUnavailable) or not isinstance(error, Exception):
                 raise
-            log.error("%s cannot start: %s; it said: %s", worker.name, error, worker._last_words())  # noqa: TRY400
+            log.error("%s cannot start: %s; it said: %s", worker.name, error, worker._last_words())
             raise EngineUnavailable("Codex cannot be started; the server's log says why.") from error
         log.info("%s runs as pid %s, codex %s", worker.name, worker.pid, worker.version)
         return worker
@@ -274,17 +274,16 @@ class Thread:
         while True:
             self._opening = self._worker.send("thread/start", params)
             try:
-                answer = await self._worker.answer_to(self._opening, "thread/start")
-                break
+                answer: dict[str, Any] = await self._worker.answer_to(self._opening, "thread/start")
             except RpcRefused as refused:
                 if refused.code != OVERLOADED:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LAST_RETRY_S)
-        self.id = answer["thread"]["id"]
-        self._inbox = self._worker.open_inbox(self.id)
-        result: dict[str, Any] = answer
-        return result
+            else:
+                self.id = answer["thread"]["id"]
+                self._inbox = self._worker.open_inbox(self.id)
+                return answer
 
     async def inject(self, items: list[dict[str, Any]]) -> None:
         """Give the thread its history."""
@@ -346,6 +345,7 @@ class Thread:
             except RpcRefused:
                 return
         params = {"threadId": self.id, "turnId": self.turn_id}
-        self._worker.send("turn/interrupt", params)
+        # Its answer says less than the turn's own end, which is waited for instead.
+        _ = self._worker.send("turn/interrupt", params)
         while not self.is_over:
             await self.next()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import openai
 import pytest
 
 from tests.e2e.conftest import LiveSite
 from tests.provider import Fail, Text
 
-MESSAGES = [
+MESSAGES: Any = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What is your name?"},
     {"role": "assistant", "content": "Ada."},

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.test import Client
 from django.utils import timezone
@@ -47,7 +46,9 @@ class Watch:
     queries: list[tuple[str, Any]] = field(default_factory=list)
     steps: int = 0
 
-    def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any) -> Any:
+    def __call__(
+        self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: Any
+    ) -> Any:
         if "audit_requestrecord" in sql:
             self.queries.append((sql, params))
         return execute(sql, params, many, context)
@@ -86,7 +87,7 @@ def complaints(watch: Watch) -> list[str]:
         is_first_page = "WHERE" not in sql and "LIMIT" in sql
         if step.startswith("SCAN audit_requestrecord") and not is_first_page:
             found.append(f"{step}: {sql}")
-        if "TEMP B-TREE" in step:
+        if "TEMP B-TREE" in step and " IN (" not in sql:  # several keys are merged in a window
             found.append(f"{step}: {sql}")
     for sql, _ in watch.queries:
         if "DISTINCT" in sql or re.search(r"COUNT\(\*\)(?!.*LIMIT)", sql, re.DOTALL):
@@ -191,6 +192,8 @@ def test_a_url_cannot_ask_for_a_scan(log: None, client: Client, query: str):
     assert client.get(f"/admin/audit/requestrecord/?{query}").status_code == 400
 
 
-@pytest.mark.parametrize("query", ["key_id=x", "http_status=%00", "created_at_from=never", "p=99999"])
+@pytest.mark.parametrize(
+    "query", ["key_id=x", "http_status=%00", "created_at_from=never", "p=99999"]
+)
 def test_nonsense_in_the_url_is_no_error(log: None, client: Client, query: str):
     assert client.get(f"/admin/audit/requestrecord/?{query}", follow=True).status_code == 200

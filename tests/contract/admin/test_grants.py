@@ -31,7 +31,9 @@ def test_a_grant_is_signed_by_who_gives_it(
 def test_only_the_end_of_a_given_grant_can_be_moved(client: Client, grant: AgentGrant):
     page = f"/admin/proxy/agentgrant/{grant.pk}/change/"
 
-    response = client.post(page, {"reason": "other", "ends_at_0": "2030-01-01", "ends_at_1": "10:00"})
+    response = client.post(
+        page, {"reason": "other", "ends_at_0": "2030-01-01", "ends_at_1": "10:00"}
+    )
 
     assert response.status_code == 302
     grant.refresh_from_db()

@@ -33,7 +33,9 @@ def secrets_in(response: Any) -> list[str]:
 def test_a_new_key_shows_a_secret_that_opens_it(client: Client, boss: User, root: AllowedRoot):
     response = client.post(
         ADD,
-        form(boss, allowed_roots=[root.pk], default_root=root.pk, models_allowed="gpt-5.5\n\n gpt-x "),
+        form(
+            boss, allowed_roots=[root.pk], default_root=root.pk, models_allowed="gpt-5.5\n\n gpt-x "
+        ),
     )
 
     [secret] = set(secrets_in(response))
@@ -63,7 +65,9 @@ def test_the_secret_is_kept_nowhere(client: Client, boss: User):
     tail = secret.removeprefix(key.prefix)
     sessions = [str(session.get_decoded()) for session in Session.objects.all()]
     changes = [f"{entry.changes} {entry.serialized_data}" for entry in ChangeEntry.objects.all()]
-    history = [f"{entry.object_repr} {entry.change_message}" for entry in AdminLogEntry.objects.all()]
+    history = [
+        f"{entry.object_repr} {entry.change_message}" for entry in AdminLogEntry.objects.all()
+    ]
     cookies = [morsel.value for morsel in client.cookies.values()]
     assert changes
     assert history
@@ -98,7 +102,9 @@ def test_rotation_shows_a_new_secret_and_keeps_the_old_one_for_its_grace(
     assert key.previous_valid_until is not None
     left = key.previous_valid_until - timezone.now()
     assert timedelta(hours=23) < left <= timedelta(hours=24)
-    assert "still works until" in client.get(f"/admin/proxy/apikey/{key.pk}/change/").content.decode()
+    assert (
+        "still works until" in client.get(f"/admin/proxy/apikey/{key.pk}/change/").content.decode()
+    )
 
 
 def test_rotation_without_grace_ends_the_old_secret(client: Client, boss: User):
@@ -137,7 +143,10 @@ def test_the_list_filters_by_state(client: Client, boss: User):
         ApiKey.objects.issue(name=name, owner=boss, **fields)
 
     found = {
-        state: [key.name for key in client.get(f"/admin/proxy/apikey/?state={state}").context["cl"].result_list]
+        state: [
+            key.name
+            for key in client.get(f"/admin/proxy/apikey/?state={state}").context["cl"].result_list
+        ]
         for state in ("live", "expired", "revoked")
     }
 

@@ -97,7 +97,9 @@ def test_not_even_a_superuser_deletes_what_is_evidence(
     assert not admin.has_delete_permission(request, row)
     assert not admin.get_actions(request)
     pk = row.pk if row else 1
-    assert client.post(reverse(f"admin:{name}_delete", args=[pk]), {"post": "yes"}).status_code == 403
+    assert (
+        client.post(reverse(f"admin:{name}_delete", args=[pk]), {"post": "yes"}).status_code == 403
+    )
     bulk = {"action": "delete_selected", "_selected_action": [pk], "post": "yes"}
     client.post(reverse(f"admin:{name}_changelist"), bulk)
     assert row is None or model._base_manager.filter(pk=pk).exists()
