@@ -29,11 +29,11 @@ from django.core.handlers.asgi import ASGIHandler
 from audit.writer import AuditLog
 from codexsite.lifecycle import Lifecycle
 from proxy import runtime
-from proxy.gateway import Gateway, Receive, Scope, Send
+from proxy.gateway import Gateway, Receive, Scope, Send, is_recorded
 from proxy.models import ApiKey
 from proxy.runtime import Runtime
 
-API_PATHS = ("/v1/", "/health", "/ready", "/metrics")
+SERVER_PATHS = ("/health", "/ready", "/metrics")
 
 
 class ApiHandler(ASGIHandler):
@@ -51,7 +51,8 @@ def by_path(api: ASGIHandler, pages: ASGIHandler) -> Any:  # noqa: ANN401 - an A
     """Return the application that gives the API's paths to one handler and the rest to the other."""
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        handler = api if scope["path"].startswith(API_PATHS) else pages
+        is_api = is_recorded(scope["path"]) or scope["path"] in SERVER_PATHS
+        handler = api if is_api else pages
         await handler(scope, receive, send)  # type: ignore[arg-type]
 
     return dispatch

@@ -117,7 +117,7 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
                 widget=UnfoldAdminTextareaWidget(attrs={"rows": 4}),
             )
         field: forms.Field | None = super().formfield_for_dbfield(db_field, request, **kwargs)
-        if isinstance(field, forms.ModelChoiceField) and field.queryset.model in (ApiKey, User):
+        if isinstance(db_field, ForeignKey) and db_field.related_model in (ApiKey, User) and field:
             # A key made in a pop-up would show its secret there and never come back to this form.
             field.widget.can_add_related = field.widget.can_change_related = False
         return field

@@ -30,6 +30,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE_KEY = "codexsite.request"
 
 
+def is_recorded(path: str) -> bool:
+    """Return whether requests to this path are those of the API, with a row each."""
+    return path == "/v1" or path.startswith("/v1/")
+
+
 class OpensRecords(Protocol):
     """What this module needs of the audit log."""
 
@@ -108,7 +113,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             context = self._open(scope, stack)
-            is_api = scope["path"].startswith("/v1/")
+            is_api = is_recorded(scope["path"])
             scope[SCOPE_KEY] = context
             if is_api:
                 stack.callback(context.abandon)
@@ -139,13 +144,16 @@ class Gateway:
         context = context_of(scope)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         is_too_large = declared.isdigit() and int(declared) > self._max_body_bytes
-        if scope["path"].startswith("/v1/") and not is_too_large:
+        if not is_recorded(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        if not is_too_large:
             body = await self._read(receive)
             if body is None:
                 return
             is_too_large = len(body) > self._max_body_bytes
             receive = _replay(body, receive)
-        if scope["path"].startswith("/v1/") and is_too_large:
+        if is_too_large:
             megabytes = self._max_body_bytes / 1_000_000
             context.error = RequestTooLarge(f"The request body is above {megabytes:g} MB.")
             await refuse(context.error, send)

@@ -362,14 +362,14 @@ class ProxySettings(models.Model):
     def __str__(self) -> str:
         return "Proxy settings"
 
+    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
+        self.pk = 1
+        super().save(*args, **kwargs)
+
     @classmethod
     def load(cls) -> ProxySettings:
         """Return the one row; an unsaved one with the defaults where nobody saved any yet."""
         return cls.objects.filter(pk=1).first() or cls(pk=1)
-
-    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
-        self.pk = 1
-        super().save(*args, **kwargs)
 
 
 class ChangeEntry(LogEntry):  # type: ignore[misc] # auditlog has no types

@@ -81,13 +81,15 @@ class Runtime:
         except ProxyError as error:
             log.warning("not ready: %s", error.message)
 
-    async def usable(self, kind: str, options: policy.Options) -> Inspection:
-        """Return what Codex says of itself, once it can be asked.
+    async def usable(
+        self, kind: str, options: policy.Options, *, is_fresh: bool = False
+    ) -> Inspection:
+        """Return what Codex says of itself, once it can be asked; `is_fresh` looks at it anew.
 
         Raises `EngineUnavailable` where it cannot start and `NotLoggedIn` where it lacks a login.
         """
         self.refuse_when_closing()
-        inspection = await self._inspect(self._seat(kind, options))
+        inspection = await self._inspect(self._seat(kind, options), is_fresh=is_fresh)
         self.notice = None if inspection.can_ask else HOW_TO_LOG_IN
         if not inspection.can_ask:
             raise NotLoggedIn(
@@ -96,8 +98,8 @@ class Runtime:
             )
         return inspection
 
-    async def _inspect(self, seat: _Seat) -> Inspection:
-        if seat.inspection is None:
+    async def _inspect(self, seat: _Seat, *, is_fresh: bool) -> Inspection:
+        if seat.inspection is None or is_fresh:
             try:
                 seat.inspection = await seat.engine.inspect()
             except EngineError as error:
@@ -289,7 +291,7 @@ async def check_health(runtime: Runtime) -> Health:
         return health
     health.note("database", None)
     try:
-        await runtime.usable(options.engine, options)
+        await runtime.usable(options.engine, options, is_fresh=True)
     except NotLoggedIn as error:
         health.note("engine", None)
         health.note("login", error.message)

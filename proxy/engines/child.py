@@ -1,7 +1,7 @@
 """One child process: spawned in a session of its own, read by lines, ended as a group.
 
 A child dies with its server: on Linux by a parent-death signal (which is tied to the thread that
-forks, so spawn from the event loop's thread only), elsewhere by the end of file on its stdin.
+forks, so spawn from the event loop's thread only), elsewhere by the hand of the `reaper`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from proxy.engines.reaper import Reaper
 from proxy.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
@@ -25,10 +26,16 @@ EXIT_TO_EOF_S = 0.5
 """A grandchild may hold the pipe open after the child is gone; we do not wait for it."""
 
 
-def with_parent_death_signal(argv: Sequence[str]) -> list[str]:
-    """Return `argv` so that the kernel kills it when its server dies, where the kernel can."""
+reaper = Reaper()
+
+
+def parent_death_signal() -> list[str]:
+    """Return what to put before a command so that the kernel kills it when its server dies.
+
+    Nothing where the kernel or the tool for it is missing.
+    """
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-    return [setpriv, "--pdeathsig", "KILL", "--", *argv] if setpriv else list(argv)
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 class Child(asyncio.SubprocessProtocol):
@@ -58,10 +65,12 @@ class Child(asyncio.SubprocessProtocol):
     ) -> Child:
         """Start the program. Raises `EngineUnavailable` where it cannot be started."""
         loop = asyncio.get_running_loop()
+        prefix = parent_death_signal()
         try:
             transport, child = await loop.subprocess_exec(
                 lambda: cls(on_line, on_end),
-                *with_parent_death_signal(argv),
+                *prefix,
+                *argv,
                 env=dict(env),
                 cwd=cwd,
                 start_new_session=True,
@@ -70,6 +79,8 @@ class Child(asyncio.SubprocessProtocol):
             log.error("cannot start %s: %s", argv[0], error)
             raise EngineUnavailable(f"Codex cannot be started: {error.strerror}.") from error
         child._transport = transport
+        if not prefix:
+            reaper.watch(child.pid)
         return child
 
     # What asyncio calls.
@@ -169,3 +180,4 @@ class Child(asyncio.SubprocessProtocol):
                 log.error("child %s does not die", self.pid)
             if self._transport is not None:
                 self._transport.close()
+                reaper.forget(self.pid)

@@ -37,7 +37,11 @@ def fill(rows: int) -> datetime:
     """Add so many requests, evenly over the last `DAYS`; return when the first of them came."""
     start = datetime.now(UTC) - timedelta(days=DAYS)
     step = timedelta(days=DAYS).total_seconds() / rows
-    values = {"rows": rows, "start": start.strftime("%Y-%m-%d %H:%M:%S"), "step": step}
+    values: dict[str, str | int | float | None] = {
+        "rows": rows,
+        "start": start.strftime("%Y-%m-%d %H:%M:%S"),
+        "step": step,
+    }
     with connection.cursor() as cursor:
         cursor.execute(FILL, values)
     return start

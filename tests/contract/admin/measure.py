@@ -31,20 +31,22 @@ def main(rows: int, folder: str) -> None:
     if not RequestRecord.objects.exists():
         began = time.perf_counter()
         fill(rows)
-        print(f"filled {rows:,} rows in {time.perf_counter() - began:.0f} s")
+        report(f"filled {rows:,} rows", (time.perf_counter() - began) * 1000)
     client = Client(headers={"host": "localhost"})
     client.force_login(
         User.objects.get_or_create(username="boss", is_staff=True, is_superuser=True)[0]
     )
     for name, url in pages().items():
-        print(f"{name:34}{_median_ms(client, url):8.0f} ms")
-    print(
-        f"{'one request':34}{_median_ms(client, f'/admin/audit/requestrecord/{rows // 2}/change/'):8.0f} ms"
-    )
+        report(name, median_ms(client, url))
+    report("one request", median_ms(client, f"/admin/audit/requestrecord/{rows // 2}/change/"))
 
 
-def _median_ms(client, url: str) -> float:
-    times = []
+def report(name: str, ms: float) -> None:
+    sys.stdout.write(f"{name:34}{ms:10.0f} ms\n")
+
+
+def median_ms(client, url: str) -> float:
+    times: list[float] = []
     for _ in range(6):
         began = time.perf_counter()
         assert client.get(url).status_code == 200, url

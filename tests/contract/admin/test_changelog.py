@@ -18,7 +18,7 @@ HISTORY = "/admin/proxy/apikey/{}/history/"
 
 
 def newest() -> ChangeEntry:
-    entry = ChangeEntry.objects.order_by("-id").first()
+    entry: ChangeEntry | None = ChangeEntry.objects.order_by("-id").first()
     assert entry is not None
     return entry
 

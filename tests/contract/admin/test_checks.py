@@ -17,7 +17,8 @@ def found(*, stored: bool = False) -> dict[str, str]:
     """Return our own messages by id, of the checks without or with the database."""
     databases = ["default"] if stored else None
     messages: list[CheckMessage] = run_checks(databases=databases)
-    return {message.id: message.msg for message in messages if str(message.id).startswith("proxy.")}
+    ours = [message for message in messages if str(message.id).startswith("proxy.")]
+    return {str(message.id): str(message.msg) for message in ours}
 
 
 def test_an_untouched_installation_is_silent(settings: LazySettings):
