@@ -29,7 +29,6 @@ from proxy.errors import (
     KeyRejected,
     MethodNotAllowed,
     ModelDenied,
-    ModelNotFound,
     ProxyError,
     UnknownUrl,
     UnsupportedMediaType,
@@ -231,7 +230,8 @@ async def retrieve_model(request: HttpRequest, model_id: str) -> HttpResponse:
     try:
         policy.resolve_model(model_id, asker.caller, asker.options, inspection)
     except ModelDenied as error:
-        raise ModelNotFound(f"The model `{model_id}` does not exist here.", param="model") from error
+        # In the words of an unknown model: which ones the server has is not this key's business.
+        raise policy.unknown_model(model_id) from error
     return _json(_model(model_id, asker.options))
 
 
@@ -323,7 +323,8 @@ def _not_authenticated(request: HttpRequest, error: AuthenticationError) -> Http
 
 @api.exception_handler(ValidationError)
 def _not_valid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    return error_response(request, invalid_field(error.errors[0]))
+    # Where a value may be a text or a list, the finding that went deepest knows which it is.
+    return error_response(request, invalid_field(max(error.errors, key=lambda e: len(e["loc"]))))
 
 
 @api.exception_handler(HttpError)

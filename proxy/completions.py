@@ -45,17 +45,22 @@ HEAD_HOLD_S = 1.5
 """How long a stream's status waits for the model's first event once Codex has taken the turn."""
 KEEPALIVE_S = 10.0
 
-CHANGES_THE_ANSWER = (
-    "tools",
-    "tool_choice",
-    "functions",
-    "function_call",
-    "response_format",
-    "stop",
-    "audio",
-    "web_search_options",
-)
-"""Fields whose silent loss would mislead the caller; not honoured yet, so refused."""
+CHANGES_THE_ANSWER: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none",),
+    "functions": ([],),
+    "function_call": ("none",),
+    "response_format": ({"type": "text"},),
+    "stop": ([],),
+    "logprobs": (False,),
+    "audio": (),
+    "web_search_options": (),
+}
+"""Fields whose silent loss would mislead the caller; not honoured yet, so refused.
+
+With each go the values that ask for nothing.
+"""
+ONLY_VALUE: dict[str, object] = {"n": 1, "modalities": ["text"]}
 
 
 # --- What was asked ---------------------------------------------------------------------------
@@ -63,16 +68,15 @@ CHANGES_THE_ANSWER = (
 
 def refuse_unsupported(request: ChatCompletionRequest) -> None:
     """Raise `UnsupportedParameter` for a field that would change the answer and is not honoured."""
-    extra = request.model_extra or {}
-    for name in CHANGES_THE_ANSWER:
-        if extra.get(name) not in (None, [], "none", {"type": "text"}):
+    extra = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
+    for name, neutral in CHANGES_THE_ANSWER.items():
+        if name in extra and extra[name] not in neutral:
             raise UnsupportedParameter(f"Unsupported parameter: '{name}'.", param=name)
-    if extra.get("n") not in (None, 1):
-        raise UnsupportedParameter("Only one choice is supported: n must be 1.", param="n")
-    if extra.get("logprobs"):
-        raise UnsupportedParameter("Log probabilities are not available.", param="logprobs")
-    if extra.get("modalities") not in (None, ["text"]):
-        raise UnsupportedParameter("Only text output is supported.", param="modalities")
+    for name, value in ONLY_VALUE.items():
+        if extra.get(name, value) != value:
+            raise UnsupportedParameter(
+                f"Unsupported value: '{name}' must be {value}.", param=name, code="unsupported_value"
+            )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
             "The 'stream_options' parameter is only allowed when 'stream' is enabled.",

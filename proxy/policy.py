@@ -225,11 +225,16 @@ def resolve_model(asked: str, caller: Caller, options: Options, inspection: Insp
     if asked in DEFAULT_ALIASES:
         default = next((model.id for model in inspection.models if model.is_default), "")
         model = options.model or default
-    if model not in {known.id for known in inspection.models} | {options.model}:
-        raise ModelNotFound(f"The model `{asked}` does not exist on this server.", param="model")
+    if not model or model not in {known.id for known in inspection.models} | {options.model}:
+        raise unknown_model(asked)
     if caller.models_allowed and model not in caller.models_allowed:
         raise ModelDenied(f"This key may not use the model `{asked}`.", param="model")
     return model
+
+
+def unknown_model(asked: str) -> ModelNotFound:
+    """Return the error for a model that this server, or this key, does not have."""
+    return ModelNotFound(f"The model `{asked}` does not exist on this server.", param="model")
 
 
 def models_for(caller: Caller, options: Options, inspection: Inspection) -> list[str]:

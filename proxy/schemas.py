@@ -42,7 +42,9 @@ class ChatCompletionRequest(_Lenient):
         None,
         description="`cwd`: a folder or a root's alias to work in. `agent`: \"true\" asks for agent mode.",
     )
-    reasoning_effort: str | None = None
+    reasoning_effort: (
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"] | None
+    ) = None
 
 
 class PromptTokensDetails(BaseModel):

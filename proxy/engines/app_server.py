@@ -19,9 +19,9 @@ from proxy.engines.catalogue import AGENT_CONFIG, LEAN_CHAT_CONFIG, write_lean
 from proxy.engines.conversation import as_items, split_instructions
 from proxy.engines.launch import environment
 from proxy.engines.pool import Gate, WorkerPool
-from proxy.engines.running import RunningTurn
+from proxy.engines.running import RunningTurn, Turns
 from proxy.engines.worker import RpcRefused, Thread, Worker
-from proxy.errors import EngineProtocolError, ShuttingDown, TurnFailed
+from proxy.errors import EngineProtocolError, TurnFailed
 
 STARTED_NOT_USABLE = "Codex refused to start the turn; the server's log says why."
 
@@ -38,7 +38,7 @@ class AppServerEngine:
         )
         self._pool: WorkerPool[Worker] = WorkerPool(self._start_worker, config.workers)
         self._catalogue: asyncio.Task[Path | None] | None = None
-        self._running: set[RunningTurn] = set()
+        self._turns = Turns()
 
     async def _start_worker(self, number: int) -> Worker:
         if self._catalogue is None:
@@ -50,20 +50,15 @@ class AppServerEngine:
         return await Worker.start(self.config, number, await asyncio.shield(self._catalogue))
 
     def run(self, turn: Turn) -> RunningTurn:
-        running = RunningTurn(turn, self._drive)
-        self._running.add(running)
-        return running
+        return self._turns.run(turn, self._drive)
 
     async def _drive(self, running: RunningTurn) -> None:
-        try:
-            async with self.gate.place():
-                running.laps.lap("queue_wait")
-                async with self._pool.lease() as worker:
-                    running.laps.lap("worker_start")
-                    running.worker, running.codex_version = worker.name, worker.version
-                    await self._converse(worker, running)
-        finally:
-            self._running.discard(running)
+        async with self.gate.place():
+            running.laps.lap("queue_wait")
+            async with self._pool.lease() as worker:
+                running.laps.lap("worker_start")
+                running.worker, running.codex_version = worker.name, worker.version
+                await self._converse(worker, running)
 
     async def _converse(self, worker: Worker, running: RunningTurn) -> None:
         thread = Thread(worker, is_agent=running.turn.is_agent)
@@ -103,13 +98,11 @@ class AppServerEngine:
             return worker.inspection
 
     async def aclose(self) -> None:
-        running = list(self._running)
-        for turn in running:
-            turn.stop(ShuttingDown("The server is shutting down."))
-        await asyncio.gather(*(turn.aclose() for turn in running))
+        await self._turns.aclose()
+        await self._pool.aclose()
         if self._catalogue is not None:
             self._catalogue.cancel()
-        await self._pool.aclose()
+            await asyncio.wait({self._catalogue})
 
 
 def thread_parameters(turn: Turn, *, ephemeral: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:

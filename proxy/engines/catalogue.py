@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ async def _bundled(codex_bin: str, env: Mapping[str, str]) -> bytes:
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     if process.returncode != 0:
         raise CatalogueChanged(f"codex debug models exited with {process.returncode}")
     return output

@@ -42,7 +42,8 @@ class Child(asyncio.SubprocessProtocol):
     """Owns one process and everything it started.
 
     `on_line` gets each line of stdout without its end, in order; `on_end` is called once, after
-    the last line, when stdout is closed or the process is gone. Both run on the event loop.
+    the last line, when stdout is closed or the process is gone. Both run on the event loop. A line
+    without an end is one that the process died in: it is dropped.
     """
 
     def __init__(self, on_line: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
@@ -67,7 +68,7 @@ class Child(asyncio.SubprocessProtocol):
         loop = asyncio.get_running_loop()
         prefix = parent_death_signal()
         try:
-            transport, child = await loop.subprocess_exec(
+            _, child = await loop.subprocess_exec(
                 lambda: cls(on_line, on_end),
                 *prefix,
                 *argv,
@@ -78,12 +79,14 @@ class Child(asyncio.SubprocessProtocol):
         except OSError as error:
             log.error("cannot start %s: %s", argv[0], error)
             raise EngineUnavailable(f"Codex cannot be started: {error.strerror}.") from error
-        child._transport = transport
         if not prefix:
             reaper.watch(child.pid)
         return child
 
     # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.SubprocessTransport", transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
@@ -106,21 +109,21 @@ class Child(asyncio.SubprocessProtocol):
             self._end()
 
     def process_exited(self) -> None:
+        # What it left behind ends now: later its number may be another's.
+        self.signal_group(signal.SIGKILL)
         self._exited.set()
         asyncio.get_running_loop().call_later(EXIT_TO_EOF_S, self._end)
 
     def _end(self) -> None:
         if not self._has_ended:
             self._has_ended = True
-            if self._buffer:
-                self._on_line(bytes(self._buffer))
             self._on_end()
 
     # What its owner calls.
 
     @property
     def pid(self) -> int:
-        assert self._transport is not None  # noqa: S101 - set before spawn returns
+        assert self._transport is not None  # noqa: S101 - set before all else
         return self._transport.get_pid()
 
     @property
@@ -149,7 +152,9 @@ class Child(asyncio.SubprocessProtocol):
         return cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Signal the process and all that share its group."""
+        """Signal the process and all that share its group, while it is there."""
+        if self._exited.is_set():
+            return
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):

@@ -7,6 +7,7 @@ system text goes in by a file, because one argument may not exceed 128 KiB on Li
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import re
 import tempfile
@@ -25,7 +26,7 @@ from proxy.engines.conversation import as_prompt, split_instructions
 from proxy.engines.exec_events import LineReader
 from proxy.engines.launch import arguments, environment, overrides_of
 from proxy.engines.pool import Gate
-from proxy.engines.running import RunningTurn
+from proxy.engines.running import RunningTurn, Turns
 from proxy.engines.worker import Worker
 from proxy.errors import ContextTooLong, EngineUnavailable, ShuttingDown, WorkerDied
 
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 PROMPT_LIMIT = 1_048_576
 """Characters that Codex takes on stdin."""
+ARGUMENT_LIMIT = 128 << 10
+"""Bytes of one argument, its end included, that Linux takes."""
+EXIT_BOUND_S = 1.0
 
 NO_INSTRUCTIONS = "You are a helpful assistant."
 """For a chat without system text: Codex refuses an empty file, and without one sends 21 KB."""
@@ -64,42 +68,35 @@ class ExecEngine:
         self.gate = Gate(config.max_concurrency, config.max_queue_size, config.queue_timeout_s)
         self._inspection: asyncio.Task[Inspection] | None = None
         self._catalogues: asyncio.Task[tuple[Path | None, Path | None]] | None = None
-        self._running: set[RunningTurn] = set()
+        self._turns = Turns()
 
     def run(self, turn: Turn) -> RunningTurn:
-        running = RunningTurn(turn, self._drive)
-        self._running.add(running)
-        return running
+        return self._turns.run(turn, self._drive)
 
     async def _drive(self, running: RunningTurn) -> None:
-        try:
-            async with self.gate.place():
-                running.laps.lap("queue_wait")
-                inspection = await self.inspect()
-                running.codex_version = inspection.codex_version
-                default = next((model.id for model in inspection.models if model.is_default), "")
-                running.served_model = running.served_model or default
-                with tempfile.TemporaryDirectory(
-                    prefix="exec-", dir=self.config.scratch_dir
-                ) as folder:
-                    await self._converse(running, Path(folder))
-        finally:
-            self._running.discard(running)
+        async with self.gate.place():
+            running.laps.lap("queue_wait")
+            inspection = await self.inspect()
+            running.codex_version = inspection.codex_version
+            default = next((model.id for model in inspection.models if model.is_default), "")
+            running.served_model = running.served_model or default
+            with tempfile.TemporaryDirectory(
+                prefix="exec-", dir=self.config.scratch_dir, ignore_cleanup_errors=True
+            ) as folder:
+                await self._converse(running, Path(folder))
 
     async def _converse(self, running: RunningTurn, folder: Path) -> None:
         turn = running.turn
         instructions, rest = split_instructions(turn.messages)
         prompt = as_prompt(rest)
         if len(prompt) > PROMPT_LIMIT:
-            raise ContextTooLong(
-                "This model's maximum context length is not the limit here: codex exec takes "
-                f"{PROMPT_LIMIT} characters, and these messages have {len(prompt)}. "
-                "The app-server engine takes more.",
-                param="messages",
-            )
+            raise _too_long(f"{PROMPT_LIMIT} characters, and these messages have {len(prompt)}")
+        argv = self._arguments(turn, instructions, folder, await self._catalogue_for(turn))
+        if max(len(argument.encode()) for argument in argv) >= ARGUMENT_LIMIT:
+            raise _too_long(f"{ARGUMENT_LIMIT} bytes of system text in agent mode")
         lines = Lines()
         child = await Child.spawn(
-            self._arguments(turn, instructions, folder, await self._catalogue_for(turn)),
+            argv,
             env=environment(self.config),
             cwd=turn.cwd if turn.is_agent else str(folder),
             on_line=lines.put,
@@ -119,7 +116,8 @@ class ExecEngine:
         while not reader.has_ended:
             line = await lines.get()
             if line is None:
-                raise self._early_end(child)
+                await child.wait(EXIT_BOUND_S)  # the end of its output comes before its status
+                raise self._early_end(child, has_started=has_started)
             events = reader.read(line) if line.strip() else []
             if reader.has_started and not has_started:
                 has_started = True
@@ -128,11 +126,11 @@ class ExecEngine:
             for event in events:
                 running.emit(event)
 
-    def _early_end(self, child: Child) -> WorkerDied | EngineUnavailable:
-        """Codex left without an end of the turn: killed, or it refused its own configuration."""
+    def _early_end(self, child: Child, *, has_started: bool) -> WorkerDied | EngineUnavailable:
+        """Codex left without an end of the turn: it died, or it refused its own configuration."""
         said = re.sub(r"^Reading .* from stdin\.\.\.$", "", child.stderr_tail, flags=re.MULTILINE)
         log.error("codex exec ended with %s; it said: %s", child.returncode, said.strip())
-        if child.returncode is not None and child.returncode > 0:
+        if not has_started and child.returncode is not None and child.returncode > 0:
             return EngineUnavailable("Codex cannot be started; the server's log says why.")
         return WorkerDied("The codex process ended in the middle of the turn.")
 
@@ -174,10 +172,16 @@ class ExecEngine:
 
     async def inspect(self) -> Inspection:
         """Ask a short-lived app-server, once; an answer is kept, a failure is not."""
+        if self._turns.is_closed:
+            raise ShuttingDown("The server is shutting down.")
         if self._inspection is None or (
             self._inspection.done() and self._inspection.exception() is not None
         ):
-            self._inspection = asyncio.get_running_loop().create_task(self._inspect())
+            self._inspection = asyncio.get_running_loop().create_task(
+                self._inspect(), name="inspection", context=contextvars.Context()
+            )
+            # Whoever asked may be gone when it fails.
+            self._inspection.add_done_callback(lambda task: task.cancelled() or task.exception())
         return await asyncio.shield(self._inspection)
 
     async def _inspect(self) -> Inspection:
@@ -186,14 +190,19 @@ class ExecEngine:
         return worker.inspection
 
     async def aclose(self) -> None:
-        running = list(self._running)
-        for turn in running:
-            turn.stop(ShuttingDown("The server is shutting down."))
-        await asyncio.gather(*(turn.aclose() for turn in running))
+        await self._turns.aclose()
         tasks = [task for task in (self._inspection, self._catalogues) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _too_long(limit: str) -> ContextTooLong:
+    return ContextTooLong(
+        "This model's maximum context length is not the limit here: codex exec takes "
+        f"{limit}. The app-server engine takes more.",
+        param="messages",
+    )
 
 
 def _written(folder: Path, text: str) -> Path:

@@ -25,7 +25,7 @@ from proxy.engines.base import (
     Usage,
     UsageReported,
 )
-from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, TurnStopped
+from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, ShuttingDown, TurnStopped
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,14 @@ class RunningTurn:
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
-        self._stop_error: EngineError | None = None
+        loop = asyncio.get_running_loop()
         # A fresh context: nothing of the request (its database thread, say) is inherited.
-        self._task = asyncio.get_running_loop().create_task(
+        self._task = loop.create_task(
             self._run(drive), name=f"turn-{turn.request_id}", context=contextvars.Context()
         )
+        late = EngineTimeout("The turn did not finish before its deadline.")
+        alarm = loop.call_at(turn.deadline, self.stop, late, context=contextvars.Context())
+        self.when_over(alarm.cancel)
 
     def when_over(self, callback: Callable[[], None]) -> None:
         """Call back once the turn has ended and its engine has cleaned up behind it."""
@@ -107,21 +110,16 @@ class RunningTurn:
             self.engine_ms = self.laps.since_start_ms()
 
     async def _run(self, drive: Drive) -> None:
-        timeout = asyncio.timeout_at(self.turn.deadline)
         try:
-            async with timeout:
-                await drive(self)
+            await drive(self)
             self.emit(Failed(EngineProtocolError("Codex ended the turn without a result.")))
         except EngineError as error:
             self.emit(Failed(error))
         except TimeoutError:
-            if timeout.expired():
-                self.emit(Failed(EngineTimeout("The turn did not finish before its deadline.")))
-            else:
-                log.exception("turn %s: a wait inside the engine timed out", self.turn.request_id)
-                self.emit(Failed(EngineProtocolError("Codex did not answer in time.")))
+            log.exception("turn %s: a wait inside the engine timed out", self.turn.request_id)
+            self.emit(Failed(EngineProtocolError("Codex did not answer in time.")))
         except asyncio.CancelledError:
-            self.emit(Failed(self._stop_error or TurnStopped("The turn was stopped.")))
+            self.emit(Failed(TurnStopped("The turn was stopped.")))  # nothing new after `stop`
         except Exception:
             log.exception("turn %s: the engine failed", self.turn.request_id)
             self.emit(Failed(EngineError("The engine failed; the server's log has the details.")))
@@ -154,9 +152,13 @@ class RunningTurn:
                 return
 
     def stop(self, error: EngineError) -> None:
-        """End the turn soon with `error`, if it has not ended: for shutdown and for an operator."""
-        if self._stop_error is None and not self._task.done():
-            self._stop_error = error
+        """End the turn with `error`, if it has not ended: at its deadline, at shutdown.
+
+        The reader learns it now and the engine cleans up behind it. Only the first stop cancels, so
+        that no later one cuts the clean-up short.
+        """
+        if not self._ended:
+            self.emit(Failed(error))
             self._task.cancel()
 
     async def aclose(self) -> None:
@@ -164,8 +166,32 @@ class RunningTurn:
 
         Idempotent. The wait is bounded; cancelling the caller does not cut the clean-up short.
         """
-        if not self._ended:
-            self.stop(TurnStopped("The turn was stopped."))
+        self.stop(TurnStopped("The turn was stopped."))
         _, late = await asyncio.wait({self._task}, timeout=CLOSE_BOUND_S)
         if late:
             log.error("turn %s: clean-up is stuck", self.turn.request_id)
+
+
+class Turns:
+    """The turns that run on one engine, ended together."""
+
+    def __init__(self) -> None:
+        self._running: set[RunningTurn] = set()
+        self.is_closed = False
+
+    def run(self, turn: Turn, drive: Drive) -> RunningTurn:
+        """Start the turn; after `aclose` it fails at once, and `drive` is never called."""
+        running = RunningTurn(turn, drive)
+        self._running.add(running)
+        running.when_over(lambda: self._running.discard(running))
+        if self.is_closed:
+            running.stop(ShuttingDown("The server is shutting down."))
+        return running
+
+    async def aclose(self) -> None:
+        """Fail every turn that runs and wait until its engine has cleaned up behind it."""
+        self.is_closed = True
+        running = list(self._running)
+        for turn in running:
+            turn.stop(ShuttingDown("The server is shutting down."))
+        await asyncio.gather(*(turn.aclose() for turn in running))

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from proxy.engines.base import Completed, Event, Failed, Inspection, Model, Turn, TurnStarted
-from proxy.engines.running import RunningTurn
-from proxy.errors import EngineError, ShuttingDown
+from proxy.engines.running import RunningTurn, Turns
+from proxy.errors import EngineError
 
 Step = Event | EngineError | asyncio.Event | Callable[[Turn], Event]
 """An event is emitted, an error is raised, an `asyncio.Event` is waited for, a callable is asked."""
@@ -28,13 +28,11 @@ class ScriptedEngine:
         self.logged_in = logged_in
         self.turns: list[Turn] = []
         self.cleaned_up: list[Turn] = []
-        self._running: set[RunningTurn] = set()
+        self._turns = Turns()
 
     def run(self, turn: Turn) -> RunningTurn:
         self.turns.append(turn)
-        running = RunningTurn(turn, self._play)
-        self._running.add(running)
-        return running
+        return self._turns.run(turn, self._play)
 
     async def _play(self, running: RunningTurn) -> None:
         try:
@@ -49,7 +47,6 @@ class ScriptedEngine:
                 running.emit(Completed())
         finally:
             self.cleaned_up.append(running.turn)
-            self._running.discard(running)
 
     async def _take(self, step: Step, running: RunningTurn) -> None:
         if isinstance(step, EngineError):
@@ -65,6 +62,4 @@ class ScriptedEngine:
         return Inspection("0.0.0", CATALOGUE, "apiKey" if self.logged_in else None, True)
 
     async def aclose(self) -> None:
-        for running in list(self._running):
-            running.stop(ShuttingDown("The server is shutting down."))
-            await running.aclose()
+        await self._turns.aclose()

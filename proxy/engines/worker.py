@@ -312,15 +312,21 @@ class Thread:
             self.is_over = True
 
     async def close(self) -> None:
-        """End the turn if it runs and let go of the thread, within a few seconds."""
+        """End the turn if it runs and let go of the thread, within a few seconds.
+
+        Cancelling retires the worker, as everything does that leaves the turn's end unknown.
+        """
+        is_known = False
         try:
             async with asyncio.timeout(3 * CLEAN_UP_BOUND_S):
                 await self._close()
-        except (TimeoutError, RpcRefused, EngineError) as error:
+            is_known = True
+        except (TimeoutError, RpcRefused, EngineError, KeyError, TypeError) as error:
             if self._worker.is_usable:
                 log.warning("%s: a turn is not known to be over: %r", self._worker.name, error)
-            self._worker.retire()
         finally:
+            if not is_known:
+                self._worker.retire()
             self._worker.close_inbox(self.id)
 
     async def _close(self) -> None:

@@ -328,20 +328,22 @@ async def test_closing_while_the_turn_starts_interrupts_it(bench: Bench):
     assert len(bench.fake.starts("app-server")) == 1
 
 
-@on(*APP_SERVER)
-async def test_a_turn_known_by_its_notification_only_is_interrupted_too(bench: Bench):
-    engine = bench.engine()
-    running = bench.ask(engine, "mute-turn-start\nhang")
-    await until(lambda: bench.fake.got("turn/start"))
-    with Within(3.0):
-        await running.aclose()
-    assert len(bench.fake.got("turn/interrupt")) == 1
-
-
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound on a worker's clean-up, shortened."""
     monkeypatch.setattr(worker_module, "CLEAN_UP_BOUND_S", 0.2)
+
+
+@on(*APP_SERVER)
+@pytest.mark.usefixtures("impatient")
+async def test_a_worker_that_never_answers_a_start_is_replaced(bench: Bench):
+    engine = bench.engine()
+    running = bench.ask(engine, "mute-turn-start\nhang")
+    await until(lambda: bench.fake.got("turn/start"))
+    with Within():
+        await running.aclose()
+    await events_of(bench.ask(engine, "say: hi"))
+    assert len(bench.fake.starts("app-server")) == 2
 
 
 @on(*APP_SERVER)

@@ -7,17 +7,14 @@ of them, no task left over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.core.management.color import no_style
-from django.db import connection
 from django.forms.models import model_to_dict
-from pytest_django import DjangoDbBlocker
 
 from audit.models import RequestRecord
 from codexsite.asgi import Service, build
@@ -140,23 +137,10 @@ async def _everything_is_on_record(site: Site) -> None:
     assert not [secret for secret in site.client.secrets if secret in text]
 
 
-KEPT_TABLES = ("django_", "auth_permission", "auth_group")
-"""What the migrations filled. pytest-django's own flush fills it again, at thrice the cost."""
-
-
 @pytest.fixture
-def tables(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    """The real tables, committed to and seen by all threads; emptied behind the test."""
-    with django_db_blocker.unblock():
-        yield
-        names = connection.introspection.django_table_names(only_existing=True, include_views=False)
-        ours = [name for name in names if not name.startswith(KEPT_TABLES)]
-        connection.ops.execute_sql_flush(connection.ops.sql_flush(no_style(), ours))
-
-
-@pytest.fixture
-async def site(tables: None, settings: Any, tmp_path: Path) -> AsyncIterator[Site]:
-    settings.SERVESTATIC_USE_FINDERS = False  # to look for the admin's files takes half of a test
+async def site(transactional_db: None, settings: Any, tmp_path: Path) -> AsyncIterator[Site]:
+    # To look for the admin's files takes half the time of a test.
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "servestatic" not in name]
     folder = tmp_path / "project"
     folder.mkdir()
 

@@ -1,0 +1,147 @@
+"""An admin's first day in a real browser: log in, root, key, grant; call the API; find the request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.conftest import LiveSite, drain
+from tests.processes import Serving
+from tests.provider import ScriptedProvider
+from tests.services import require_chromium
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """The demo, from an empty directory."""
+    data_dir = tmp_path_factory.mktemp("demo") / "data"
+    with ScriptedProvider() as unused, Serving(
+        data_dir, "serve", "--port", "0", "--demo"
+    ) as server:
+        drain(server)
+        site = LiveSite(server, data_dir, unused)
+        yield site
+        site.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = require_chromium()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, demo: LiveSite) -> Iterator[Page]:
+    """A page of a logged-in admin."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    password = demo.server.find(r"password \(shown once\): (\S+)")
+    page.goto(f"{demo.url}/admin/")
+    page.fill("input[name=username]", "admin")
+    page.fill("input[name=password]", password)
+    page.click("button[type=submit]")
+    page.wait_for_url(f"{demo.url}/admin/")
+    yield page
+    context.close()
+
+
+def save(page: Page) -> None:
+    page.locator("button[name=_save], input[name=_save]").first.click()
+    page.wait_for_load_state()
+
+
+@pytest.mark.timeout(180)
+def test_admin_sets_up_a_key_and_finds_its_agent_request_in_the_log(
+    demo: LiveSite, page: Page, tmp_path: Path
+) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("x")
+
+    page.goto(f"{demo.url}/admin/proxy/allowedroot/add/")
+    page.fill("input[name=alias]", "project")
+    page.fill("input[name=path]", str(folder))
+    save(page)
+
+    page.goto(f"{demo.url}/admin/proxy/apikey/add/")
+    page.fill("input[name=name]", "browser key")
+    page.select_option("select[name=owner]", label="admin")
+    page.get_by_label("project", exact=True).check()
+    page.select_option("select[name=default_root]", label="project")
+    save(page)
+    (secret,) = set(re.findall(r"sk-codexsite-[\w-]{43}", page.content()))
+    page.goto(f"{demo.url}/admin/proxy/apikey/")
+    page.get_by_text("browser key").first.click()
+    page.wait_for_load_state()
+    assert secret not in page.content()
+
+    ask = demo.client(secret).chat.completions
+    question = {"role": "user", "content": "please"}
+    with pytest.raises(openai.PermissionDeniedError):
+        ask.create(model="default", messages=[question], metadata={"agent": "true"})  # type: ignore[list-item]
+
+    page.goto(f"{demo.url}/admin/proxy/agentgrant/add/")
+    key = page.locator("select[name=key] option", has_text="browser key").get_attribute("value")
+    page.select_option("select[name=key]", value=key)
+    page.get_by_label("project", exact=True).check()
+    page.fill("input[name=reason], textarea[name=reason]", "the demo's harmless command")
+    save(page)
+
+    answer = ask.create(model="default", messages=[question], metadata={"agent": "true"})  # type: ignore[list-item]
+    text = answer.choices[0].message.content or ""
+    assert "demo" in text
+    assert "notes.txt" in text
+    row = demo.row_of(answer._request_id or "")
+    assert (row["agent_mode"], row["key_name"]) == (1, "browser key")
+
+    page.goto(f"{demo.url}/admin/audit/requestrecord/")
+    page.fill("input[name=q]", answer._request_id or "")
+    page.keyboard.press("Enter")
+    page.wait_for_load_state()
+    expect(page.locator("a[href*='/audit/requestrecord/'][href*='/change/']")).to_have_count(1)
+    page.locator("a[href*='/audit/requestrecord/'][href*='/change/']").click()
+    page.wait_for_load_state()
+    content = page.content()
+    for expected in ("browser key", "workspace-write", "turn_start", str(folder)):
+        assert expected in content
+    page.locator(f"a[href='/admin/proxy/agentgrant/{row['grant_id']}/change/']").click()
+    expect(page.get_by_text("the demo's harmless command").first).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/admin/", "/admin/audit/requestrecord/", "/admin/proxy/apikey/", "/docs"]
+)
+def test_every_page_says_that_this_is_the_demo(demo: LiveSite, page: Page, path: str) -> None:
+    page.goto(f"{demo.url}{path}")
+    expect(page.get_by_text("This is the demo.").first).to_be_visible()
+
+
+def test_login_page_says_that_this_is_the_demo(demo: LiveSite, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"{demo.url}/admin/")
+    expect(page.get_by_text("This is the demo.").first).to_be_visible()
+    page.close()
+
+
+def test_docs_show_the_api_without_the_network(demo: LiveSite, page: Page) -> None:
+    page.goto(f"{demo.url}/docs")
+    expect(page.get_by_text("/v1/chat/completions").first).to_be_visible()
