@@ -1,9 +1,9 @@
 """The composition root: everything that lives as long as the server is made and joined here.
 
-    Lifecycle          start, drain, stop; each request in a task of its own
-      Gateway          request id, audit record, body limit
-        /v1 /health /ready /metrics    Django with the API's one middleware
-        everything else                Django with its usual ones: admin, docs, front page
+Lifecycle          start, drain, stop; each request in a task of its own
+  Gateway          request id, audit record, body limit
+    /v1 /health /ready /metrics    Django with the API's one middleware
+    everything else                Django with its usual ones: admin, docs, front page
 """
 
 from __future__ import annotations

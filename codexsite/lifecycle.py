@@ -157,5 +157,3 @@ def _own_task(work: Awaitable[None], name: str) -> asyncio.Task[None]:
         await work
 
     return asyncio.get_event_loop().create_task(run(), name=name, context=contextvars.Context())
-
-

@@ -24,6 +24,7 @@ from proxy import __version__, completions, policy, runtime, schemas
 from proxy.dbthreads import read
 from proxy.engines.base import Inspection
 from proxy.errors import (
+    EngineTimeout,
     InternalError,
     InvalidRequest,
     KeyRejected,
@@ -38,7 +39,9 @@ from proxy.models import ApiKey
 
 log = logging.getLogger(__name__)
 
-ERRORS = dict.fromkeys((400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope)
+ERRORS = dict.fromkeys(
+    (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope
+)
 STARTED_AT = time.time()
 
 
@@ -77,7 +80,9 @@ class BearerKey(HttpBearer):
         given = secret.strip() if scheme.lower() == "bearer" else ""
         try:
             caller, options = await read(
-                policy.authenticate, given or None, may_be_anonymous=_may_be_anonymous(request, context)
+                policy.authenticate,
+                given or None,
+                may_be_anonymous=_may_be_anonymous(request, context),
             )
         except KeyRejected as error:
             if isinstance(error.known_key, ApiKey):
@@ -85,8 +90,12 @@ class BearerKey(HttpBearer):
             raise
         finally:
             context.laps.lap("auth")
-        context.record.note(key_id=caller.key_id, key_name=caller.name,
-                            key_prefix=caller.prefix, key_owner=caller.owner)
+        context.record.note(
+            key_id=caller.key_id,
+            key_name=caller.name,
+            key_prefix=caller.prefix,
+            key_owner=caller.owner,
+        )
         return completions.Asker(caller, options)
 
     async def authenticate(self, request: HttpRequest, token: str) -> completions.Asker:
@@ -194,7 +203,9 @@ def _json(body: dict[str, Any], status: int = 200) -> HttpResponse:
 
 
 async def _catalogue(asker: completions.Asker) -> Inspection:
-    return await runtime.current().usable(asker.caller.engine or asker.options.engine, asker.options)
+    return await runtime.current().usable(
+        asker.caller.engine or asker.options.engine, asker.options
+    )
 
 
 def _model(name: str, options: policy.Options) -> dict[str, Any]:
@@ -308,6 +319,8 @@ def error_response(request: HttpRequest, error: ProxyError) -> HttpResponse:
     response = _json(error.envelope(), error.status)
     if error.retry_after_s is not None:
         response["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, EngineTimeout):
+        response["X-Should-Retry"] = "false"  # or SDKs start the same long turn again, twice
     return response
 
 
@@ -359,6 +372,8 @@ def invalid_field(found: dict[str, Any]) -> InvalidRequest:
         elif part.islower() and "[" not in part and part not in ("str", "int", "bool"):
             param += f".{part}" if param else part
     kind = found["type"]
+    if not param and kind == "missing":
+        return InvalidRequest("The request has no body; send a JSON object.", code="invalid_json")
     code = PYDANTIC_CODES.get(kind, "invalid_type" if "type" in kind else "invalid_value")
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
@@ -389,7 +404,10 @@ def envelope_middleware(get_response: GetResponse) -> GetResponse:
             error = InvalidRequest("The request could not be understood.")
         else:
             error = InternalError("The server failed; its log has the details.")
-        return error_response(request, error)
+        shaped = error_response(request, error)
+        if "Allow" in response:
+            shaped["Allow"] = response["Allow"]
+        return shaped
 
     markcoroutinefunction(middleware)
     return middleware

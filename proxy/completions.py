@@ -8,6 +8,7 @@ The status is decided before the first byte: a refused, queued-out or failed tur
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from proxy.engines.base import (
     Event,
     Failed,
     Message,
+    MessageDone,
     TextDelta,
     Turn,
     TurnStarted,
@@ -31,6 +33,7 @@ from proxy.engines.running import RunningTurn
 from proxy.errors import (
     AnswerIncomplete,
     EngineError,
+    InternalError,
     InvalidRequest,
     ServerUnavailable,
     TurnFailed,
@@ -40,6 +43,8 @@ from proxy.gateway import RequestContext
 from proxy.runtime import Runtime
 from proxy.schemas import ChatCompletionRequest, ChatMessage
 from proxy.sse import DONE, KEEPALIVE, ChunkWriter, frame
+
+log = logging.getLogger(__name__)
 
 HEAD_HOLD_S = 1.5
 """How long a stream's status waits for the model's first event once Codex has taken the turn."""
@@ -68,14 +73,18 @@ ONLY_VALUE: dict[str, object] = {"n": 1, "modalities": ["text"]}
 
 def refuse_unsupported(request: ChatCompletionRequest) -> None:
     """Raise `UnsupportedParameter` for a field that would change the answer and is not honoured."""
-    extra = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
+    extra = {
+        name: value for name, value in (request.model_extra or {}).items() if value is not None
+    }
     for name, neutral in CHANGES_THE_ANSWER.items():
         if name in extra and extra[name] not in neutral:
             raise UnsupportedParameter(f"Unsupported parameter: '{name}'.", param=name)
     for name, value in ONLY_VALUE.items():
         if extra.get(name, value) != value:
             raise UnsupportedParameter(
-                f"Unsupported value: '{name}' must be {value}.", param=name, code="unsupported_value"
+                f"Unsupported value: '{name}' must be {value}.",
+                param=name,
+                code="unsupported_value",
             )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest(
@@ -86,13 +95,12 @@ def refuse_unsupported(request: ChatCompletionRequest) -> None:
 
 def conversation_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
     """Return the messages with their roles. Raises `InvalidRequest` naming the part at fault."""
-    return tuple(
-        _message(message, f"messages[{index}]") for index, message in enumerate(messages)
-    )
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
 def _message(message: ChatMessage, where: str) -> Message:
-    if message.role == "tool" or message.role == "function" or message.tool_calls:
+    calls = message.tool_calls or (message.model_extra or {}).get("function_call")
+    if message.role == "tool" or message.role == "function" or calls:
         raise UnsupportedParameter(f"Tool calls are not supported: {where}.", param=where)
     text = _text(message, where)
     if message.role == "assistant" and not text:
@@ -150,7 +158,7 @@ def wish_of(metadata: dict[str, Any] | None) -> Wish:
         )
     if agent is not None and str(agent).lower() not in ("true", "false"):
         raise InvalidRequest(
-            "Invalid value for 'metadata.agent': expected \"true\" or \"false\".",
+            'Invalid value for \'metadata.agent\': expected "true" or "false".',
             param="metadata.agent",
         )
     return Wish(cwd, None if agent is None else str(agent).lower() == "true")
@@ -259,6 +267,12 @@ class Answer:
     text: str = ""
     finish_reason: str = "stop"
     refusal: str | None = None
+    settled: int = 0
+    """How much of the text belongs to whole messages, which no restart takes back."""
+
+    @property
+    def is_mid_message(self) -> bool:
+        return len(self.text) > self.settled
 
     def take(self, event: Event) -> str:
         """Take one event; return the text that it adds. Raises the error of a failed turn.
@@ -269,8 +283,10 @@ class Answer:
             case TextDelta(text):
                 self.text += text
                 return text
+            case MessageDone(is_commentary=False):
+                self.settled = len(self.text)
             case AnswerRestarted():
-                self.text = ""
+                self.text = self.text[: self.settled]
             case Failed(AnswerIncomplete() as incomplete) if self.text:
                 self.finish_reason = incomplete.finish_reason
             case Failed(error):
@@ -292,7 +308,7 @@ async def head_of(running: RunningTurn) -> list[Event]:
         event = await running.next_event(hold)
         if event is None:
             return events
-        if isinstance(event, Failed) and not isinstance(event.error, AnswerIncomplete):
+        if isinstance(event, Failed):
             raise event.error
         events.append(event)
         if not isinstance(event, TurnStarted | UsageReported):
@@ -326,36 +342,43 @@ async def stream_answer(
         model=running.served_model,
         include_usage=include_usage,
     )
-    yield writer.role()
+    clock = asyncio.get_running_loop().time
     answer = Answer()
-    pending: list[Event | None] = list(head)
+    pending: list[Event] = list(head)
     try:
+        yield writer.role()
+        sent_at = clock()
         while True:
-            event = pending.pop(0) if pending else await running.next_event(KEEPALIVE_S)
+            # Counted from the last byte: a model that reasons aloud has events, and sends nothing.
+            quiet_s = max(sent_at + KEEPALIVE_S - clock(), 0.0)
+            event = pending.pop(0) if pending else await running.next_event(quiet_s)
             if event is None:
                 yield KEEPALIVE
+                sent_at = clock()
                 continue
-            if isinstance(event, AnswerRestarted) and answer.text:
+            if isinstance(event, AnswerRestarted) and answer.is_mid_message:
                 raise TurnFailed(
                     "The model provider's answer broke off before its end.",
                     code="upstream_disconnected",
                 )
             if text := answer.take(event):
                 yield writer.text(text)
+                sent_at = clock()
             if isinstance(event, Completed | Failed):
                 break
+        if answer.refusal:
+            yield writer.refusal(answer.refusal)
+        yield writer.finish(answer.finish_reason)
+        if last_chunk := writer.usage(usage_body(running.usage)):
+            yield last_chunk
     except EngineError as error:
         context.error = error
-        context.finish()
-        yield frame(error.envelope())
-        return
-    if answer.refusal:
-        yield writer.refusal(answer.refusal)
-    yield writer.finish(answer.finish_reason)
-    if last_chunk := writer.usage(usage_body(running.usage)):
-        yield last_chunk
+    except Exception:
+        # The last place that can still tell the client.
+        log.exception("the stream of request %s failed", context.record.request_id)
+        context.error = InternalError("The server failed; its log has the details.")
     context.finish()
-    yield DONE
+    yield frame(context.error.envelope()) if context.error else DONE
 
 
 def completion_id(context: RequestContext) -> str:

@@ -72,7 +72,9 @@ class AllowedRoot(models.Model):
 
 
 class ApiKeyManager(models.Manager["ApiKey"]):
-    def issue(self, *, name: str, owner: Any, created_by: Any = None, **fields: Any) -> tuple[ApiKey, str]:  # noqa: ANN401 - user models and columns
+    def issue(
+        self, *, name: str, owner: Any, created_by: Any = None, **fields: Any
+    ) -> tuple[ApiKey, str]:
         """Create a key and return it with its secret, which is not kept and cannot be shown again."""
         key = ApiKey(name=name, owner=owner, created_by=created_by, **fields)
         secret = key.new_secret()
@@ -148,7 +150,9 @@ class ApiKey(models.Model):
         default=list, blank=True, help_text="One model id a line. Empty: all."
     )
     max_concurrency = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)],
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1)],
         help_text="Turns of this key at once; one more gets 429. Empty: no cap of its own.",
     )
     agent_by_default = models.BooleanField(
@@ -278,7 +282,9 @@ class AgentGrant(models.Model):
 def check_overrides(value: object) -> None:
     """Refuse what is not a list of `key=value`, and what would weaken the sandbox."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValidationError('This must be a list of strings, such as ["model_verbosity=\\"low\\""].')
+        raise ValidationError(
+            'This must be a list of strings, such as ["model_verbosity=\\"low\\""].'
+        )
     for item in value:
         try:
             check_override(item)
@@ -290,11 +296,15 @@ class ProxySettings(models.Model):
     """The server's options, one row. A variable of the environment wins over its field."""
 
     codex_bin = models.CharField(
-        "codex binary", max_length=1000, blank=True,
+        "codex binary",
+        max_length=1000,
+        blank=True,
         help_text="Path or name on PATH. Empty: the binary that was installed with this server.",
     )
     proxy = models.CharField(
-        "outbound proxy", max_length=300, blank=True,
+        "outbound proxy",
+        max_length=300,
+        blank=True,
         help_text="Codex reaches its provider through this URL (http_proxy and https_proxy).",
     )
     model = models.CharField(
@@ -302,30 +312,39 @@ class ProxySettings(models.Model):
     )
     engine = models.CharField(max_length=16, choices=ENGINES, default="app-server")
     workers = models.PositiveIntegerField(
-        default=1, validators=[MinValueValidator(1), MaxValueValidator(64)],
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(64)],
         help_text="Long-lived app-server processes.",
     )
     turns_per_worker = models.PositiveIntegerField(
-        default=100, validators=[MinValueValidator(1), MaxValueValidator(500)],
+        default=100,
+        validators=[MinValueValidator(1), MaxValueValidator(500)],
         help_text="Turns that one app-server process runs at once.",
     )
     max_concurrency = models.PositiveIntegerField(
-        default=4, validators=[MinValueValidator(1), MaxValueValidator(500)],
+        default=4,
+        validators=[MinValueValidator(1), MaxValueValidator(500)],
         help_text="codex exec processes at once.",
     )
     max_queue_size = models.PositiveIntegerField(
         default=64, help_text="Requests that may wait for an engine; one more gets 429."
     )
     queue_timeout_seconds = models.FloatField(
-        default=30.0, validators=[MinValueValidator(0.0)],
+        default=30.0,
+        validators=[MinValueValidator(0.0)],
         help_text="How long a request may wait for an engine before it gets 429.",
     )
     app_server_codex_home = models.CharField(
-        "CODEX_HOME", max_length=1000, blank=True,
+        "CODEX_HOME",
+        max_length=1000,
+        blank=True,
         help_text="Empty: a directory of the server's own, apart from any user's Codex.",
     )
     codex_configs = models.JSONField(
-        "codex config overrides", default=list, blank=True, validators=[check_overrides],
+        "codex config overrides",
+        default=list,
+        blank=True,
+        validators=[check_overrides],
         help_text="One key=value a line, in the syntax of codex -c. None may weaken the sandbox. "
         "Auditors read this page: name a provider's key by env_key, never write it here.",
     )
@@ -333,26 +352,33 @@ class ProxySettings(models.Model):
         default=True, help_text="Codex keeps no file of a conversation."
     )
     agent = models.BooleanField(
-        "agent by default", default=False,
+        "agent by default",
+        default=False,
         help_text="Requests that do not say ask for agent mode. A live grant is needed all the same.",
     )
     fast = models.BooleanField(
         default=False, help_text="Low reasoning effort, unless an override sets it."
     )
     default_cwd = models.CharField(
-        "default working directory", max_length=1000, blank=True,
+        "default working directory",
+        max_length=1000,
+        blank=True,
         help_text="For keys without roots of their own. Empty: the server's own workspace folder.",
     )
     allowed_roots = models.ManyToManyField(
-        AllowedRoot, blank=True, related_name="+",
+        AllowedRoot,
+        blank=True,
+        related_name="+",
         help_text="For keys without roots of their own. Empty: only the default working directory.",
     )
     timeout_seconds = models.FloatField(
-        default=300.0, validators=[MinValueValidator(1.0)],
+        default=300.0,
+        validators=[MinValueValidator(1.0)],
         help_text="A request's absolute deadline: queue, start and answer together.",
     )
     log_level = models.CharField(
-        max_length=10, default="info",
+        max_length=10,
+        default="info",
         choices=[(level, level) for level in ("debug", "info", "warning", "error")],
     )
 

@@ -38,13 +38,19 @@ def check_override(text: str) -> None:
 
     Codex splits at the first `=`, takes dots as nesting and reads the value as TOML, else as plain
     text; so a forbidden name is looked for in every part of the key and in every table inside the
-    value.
+    value. Its TOML is newer than ours (a comma may end a table): what we cannot read is refused.
     """
     key, separator, value = text.partition("=")
     parts = [part.strip().strip("\"'") for part in key.split(".")]
     if not separator or not all(parts):
         raise OverrideRefused(f"{text!r} is not of the form key=value.")
-    for name in (*parts, *_names_inside(_parse(value))):
+    try:
+        names = _names_inside(_parse(value))
+    except tomllib.TOMLDecodeError as error:
+        raise OverrideRefused(
+            f"The override {key.strip()!r} is refused: its value is no TOML 1.0 ({error})."
+        ) from error
+    for name in (*parts, *names):
         if name in FORBIDDEN:
             raise OverrideRefused(f"The override {key.strip()!r} is refused: {FORBIDDEN[name]}.")
 
@@ -53,6 +59,8 @@ def _parse(value: str) -> object:
     try:
         return tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
+        if value.lstrip().startswith(("{", "[")):
+            raise
         return value
 
 

@@ -205,7 +205,9 @@ def resolve_workspace(caller: Caller, asked: str | None) -> Workspace:
     except (OSError, ValueError):  # a NUL in it, a loop of symlinks
         is_there, real = False, ""
     # Of nested roots the innermost names the place in the log.
-    holding = [root for root in caller.roots if real and is_inside(real, os.path.realpath(root.path))]
+    holding = [
+        root for root in caller.roots if real and is_inside(real, os.path.realpath(root.path))
+    ]
     if not is_there or not holding:
         raise WorkspaceDenied(WRONG_FOLDER, param="metadata.cwd")
     return Workspace(real, max(holding, key=lambda root: len(os.path.realpath(root.path))))

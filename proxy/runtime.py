@@ -28,6 +28,7 @@ from proxy import policy
 from proxy.dbthreads import read
 from proxy.demo import DemoProvider
 from proxy.demo import overrides as demo_overrides
+from proxy.engines import scratch
 from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
@@ -45,11 +46,15 @@ HOW_TO_LOG_IN = (
 )
 
 
+Source = tuple[policy.Options, str]
+"""What a configuration is made from: the options in force, and who is logged in."""
+
+
 class _Seat:
     """One engine, its configuration, and the turns it runs for this process."""
 
-    def __init__(self, config: EngineConfig, engine: Engine) -> None:
-        self.config, self.engine = config, engine
+    def __init__(self, source: Source, config: EngineConfig, engine: Engine) -> None:
+        self.source, self.config, self.engine = source, config, engine
         self.inspection: Inspection | None = None
         self.turns = 0
         self.is_replaced = False
@@ -72,6 +77,7 @@ class Runtime:
         if settings.DEMO:
             self._demo = DemoProvider()
             self._demo.start()
+        scratch.sweep(str(settings.DATA_DIR.scratch))
         self._in_background(self._warm_up())
 
     async def _warm_up(self) -> None:
@@ -135,15 +141,19 @@ class Runtime:
 
     def _seat(self, kind: str, options: policy.Options) -> _Seat:
         self._obey_log_level(options.log_level)
-        config = self._config(options)
+        source = (options, login_id(codex_home(options)))
         seat = self._seats.get(kind)
-        if seat is not None and seat.config == config:
+        if seat is not None and seat.source == source:
+            return seat
+        config = self._config(options)
+        if seat is not None and seat.config == config:  # what changed is not the engine's
+            seat.source = source
             return seat
         if seat is not None:
             log.info("the options of the %s engine have changed: it is replaced", kind)
             seat.is_replaced = True
             self._close_when_idle(seat)
-        seat = self._seats[kind] = _Seat(config, self._builders[kind](config))
+        seat = self._seats[kind] = _Seat(source, config, self._builders[kind](config))
         return seat
 
     def _config(self, options: policy.Options) -> EngineConfig:
@@ -196,18 +206,18 @@ class Runtime:
     @property
     def queue(self) -> dict[str, int]:
         """Turns that wait and turns that run in this process."""
-        gates = [gate for seat in self._seats.values() if (gate := getattr(seat.engine, "gate", None))]
+        gates = [
+            gate for seat in self._seats.values() if (gate := getattr(seat.engine, "gate", None))
+        ]
         return {
             "queued": sum(gate.waiting for gate in gates),
             "running": sum(gate.inside for gate in gates),
         }
 
 
-def engine_config(
-    options: policy.Options, *, more_overrides: tuple[str, ...] = ()
-) -> EngineConfig:
+def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = ()) -> EngineConfig:
     """Return what an engine is built from, for the options in force; makes its CODEX_HOME."""
-    home = Path(options.app_server_codex_home or settings.DATA_DIR.codex_home).expanduser()
+    home = codex_home(options)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     return EngineConfig(
         codex_bin=codex_binary(options.codex_bin),
@@ -223,6 +233,10 @@ def engine_config(
         queue_timeout_s=options.queue_timeout_seconds,
         login_id=login_id(home),
     )
+
+
+def codex_home(options: policy.Options) -> Path:
+    return Path(options.app_server_codex_home or settings.DATA_DIR.codex_home).expanduser()
 
 
 def codex_binary(configured: str) -> str:

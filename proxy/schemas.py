@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def _must_be_text(value: object) -> object:
+    """Say that a type is wrong before its value is found to be none of the choices."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    return value
+
+
+ChoiceOfText = BeforeValidator(_must_be_text)
 
 
 class _Lenient(BaseModel):
@@ -21,7 +32,9 @@ class ContentPart(_Lenient):
 
 
 class ChatMessage(_Lenient):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool", "function"], ChoiceOfText
+    ]
     content: str | list[ContentPart] | None = None
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -40,10 +53,14 @@ class ChatCompletionRequest(_Lenient):
     stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = Field(
         None,
-        description="`cwd`: a folder or a root's alias to work in. `agent`: \"true\" asks for agent mode.",
+        description='`cwd`: a folder or a root\'s alias to work in. `agent`: "true" asks for agent mode.',
     )
     reasoning_effort: (
-        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"] | None
+        Annotated[
+            Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"],
+            ChoiceOfText,
+        ]
+        | None
     ) = None
 
 

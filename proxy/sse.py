@@ -21,7 +21,9 @@ class ChunkWriter:
     `include_usage` adds `usage: null` to every chunk and the usage chunk before the end.
     """
 
-    def __init__(self, *, completion_id: str, created: int, model: str, include_usage: bool) -> None:
+    def __init__(
+        self, *, completion_id: str, created: int, model: str, include_usage: bool
+    ) -> None:
         self._head = {
             "id": completion_id,
             "object": "chat.completion.chunk",

@@ -6,7 +6,6 @@ import atexit
 import os
 import shutil
 import tempfile
-
 from pathlib import Path
 
 import pytest
@@ -35,5 +34,3 @@ def server_env(data_dir: Path) -> dict[str, str]:
     """The environment of a server process with that data directory and nothing inherited."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return {**kept, "CODEX_PROXY_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"}
-
-

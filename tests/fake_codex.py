@@ -163,7 +163,10 @@ class AppServerVoice(Voice):
 
     def reconnect(self) -> None:
         self.begin_message(["lost "], None)
-        error = {"message": "Reconnecting... 1/5", "codexErrorInfo": {"responseStreamDisconnected": {}}}
+        error = {
+            "message": "Reconnecting... 1/5",
+            "codexErrorInfo": {"responseStreamDisconnected": {}},
+        }
         self.notify("error", error=error, willRetry=True)
 
     def approval(self) -> str:
@@ -484,7 +487,9 @@ def _instructions(argv: list[str]) -> str | None:
 def catalogue() -> Json:
     """`codex debug models --bundled`."""
     model = {"tool_mode": "code", "multi_agent_version": 2, "experimental_supported_tools": ["x"]}
-    return {"models": [{"slug": slug, "apply_patch_tool_type": "freeform", **model} for slug in MODELS]}
+    return {
+        "models": [{"slug": slug, "apply_patch_tool_type": "freeform", **model} for slug in MODELS]
+    }
 
 
 def main(folder: str, argv: list[str]) -> int:

@@ -68,7 +68,9 @@ class AppServerEngine:
         except RpcRefused as refused:
             raise TurnFailed(STARTED_NOT_USABLE, code="engine_refused") from refused
         except (KeyError, TypeError) as error:
-            raise EngineProtocolError("Codex said something that this version does not know.") from error
+            raise EngineProtocolError(
+                "Codex said something that this version does not know."
+            ) from error
         finally:
             await thread.close()
 
@@ -105,7 +107,9 @@ class AppServerEngine:
             await asyncio.wait({self._catalogue})
 
 
-def thread_parameters(turn: Turn, *, ephemeral: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def thread_parameters(
+    turn: Turn, *, ephemeral: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the parameters of `thread/start`, and the items to inject before the turn."""
     instructions, rest = split_instructions(turn.messages)
     params: dict[str, Any] = {

@@ -49,8 +49,14 @@ def as_items(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def as_prompt(messages: Sequence[Message]) -> str:
-    """Return messages as the one prompt of `codex exec`; a single user message stays as it is."""
+    """Return messages as the one prompt of `codex exec`.
+
+    A single user message stays as it is, unless it could be read as the form below, or is empty,
+    which Codex refuses.
+    """
     if len(messages) == 1 and messages[0].role == "user":
-        return messages[0].text
+        text = messages[0].text
+        if text.strip() and '"role"' not in text:
+            return text
     listing = [{"role": message.role, "content": message.text} for message in messages]
     return EXEC_PREAMBLE + orjson.dumps(listing, option=orjson.OPT_INDENT_2).decode()

@@ -10,10 +10,10 @@ import asyncio
 import contextvars
 import logging
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from proxy.engines import scratch
 from proxy.engines.base import EngineConfig, Inspection, Turn, TurnStarted
 from proxy.engines.catalogue import (
     AGENT_CONFIG,
@@ -68,6 +68,7 @@ class ExecEngine:
         self.gate = Gate(config.max_concurrency, config.max_queue_size, config.queue_timeout_s)
         self._inspection: asyncio.Task[Inspection] | None = None
         self._catalogues: asyncio.Task[tuple[Path | None, Path | None]] | None = None
+        self._databases: Path | None = None
         self._turns = Turns()
 
     def run(self, turn: Turn) -> RunningTurn:
@@ -80,10 +81,11 @@ class ExecEngine:
             running.codex_version = inspection.codex_version
             default = next((model.id for model in inspection.models if model.is_default), "")
             running.served_model = running.served_model or default
-            with tempfile.TemporaryDirectory(
-                prefix="exec-", dir=self.config.scratch_dir, ignore_cleanup_errors=True
-            ) as folder:
-                await self._converse(running, Path(folder))
+            folder = scratch.new_folder(self.config.scratch_dir)
+            try:
+                await self._converse(running, folder)
+            finally:
+                scratch.remove(folder)
 
     async def _converse(self, running: RunningTurn, folder: Path) -> None:
         turn = running.turn
@@ -137,7 +139,10 @@ class ExecEngine:
     def _arguments(
         self, turn: Turn, instructions: str, folder: Path, catalogue: Path | None
     ) -> list[str]:
-        own: dict[str, Any] = {"sqlite_home": str(folder), "approval_policy": "never"}
+        # One for all turns: a fresh database costs each of them about 120 ms.
+        if self._databases is None:
+            self._databases = scratch.new_folder(self.config.scratch_dir)
+        own: dict[str, Any] = {"sqlite_home": str(self._databases), "approval_policy": "never"}
         if catalogue is not None:
             own["model_catalog_json"] = str(catalogue)
         if turn.effort:
@@ -151,7 +156,13 @@ class ExecEngine:
             key = "developer_instructions" if turn.is_agent else "model_instructions_file"
             text = instructions if instructions.strip() else NO_INSTRUCTIONS
             own[key] = instructions if turn.is_agent else str(_written(folder, text))
-        flags = ["exec", "--json", "--skip-git-repo-check", "--ignore-user-config", "--ignore-rules"]
+        flags = [
+            "exec",
+            "--json",
+            "--skip-git-repo-check",
+            "--ignore-user-config",
+            "--ignore-rules",
+        ]
         flags += ["--sandbox", turn.sandbox]
         flags += ["--ephemeral"] if self.config.ephemeral else []
         flags += ["--model", turn.model] if turn.model is not None else []
@@ -195,6 +206,8 @@ class ExecEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._databases is not None:
+            scratch.remove(self._databases)
 
 
 def _too_long(limit: str) -> ContextTooLong:

@@ -41,7 +41,9 @@ class LineReader:
             frame: Any = orjson.loads(line)
             return self._read(frame)
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise EngineProtocolError("codex exec wrote a line that this version does not know.") from error
+            raise EngineProtocolError(
+                "codex exec wrote a line that this version does not know."
+            ) from error
 
     def _read(self, frame: dict[str, Any]) -> list[Event]:
         match frame["type"]:

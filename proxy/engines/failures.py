@@ -25,7 +25,7 @@ from proxy.errors import (
     UsageLimited,
 )
 
-_SECRETS = re.compile(r"\b(?:sk|sess|eyJ)[-_A-Za-z0-9.]{8,}")
+_SECRETS = re.compile(r"\b(?:sk-|sess-|eyJ|[Bb]earer )[-_A-Za-z0-9.*]{8,}")
 _URLS = re.compile(r"\b(?:https?|wss?)://[^\s,)\"']+")
 _PATHS = re.compile(r"(?<![\w<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _STATUS = re.compile(r"(?:unexpected status|last status:) (\d{3})")
@@ -48,7 +48,9 @@ def error_of(message: str, info: object = None) -> EngineError:
         or _by_body(message)
         or _by_text(message)
         or _by_status(status)
-        or TurnFailed(f"Codex reported: {scrub(message)}" if message else "Codex reported a failure.")
+        or TurnFailed(
+            f"Codex reported: {scrub(message)}" if message else "Codex reported a failure."
+        )
     )
 
 
@@ -102,8 +104,10 @@ def _by_name(name: str) -> EngineError | None:
     if name == "internalServerError":
         return TurnFailed("The model provider failed. Try again.")
     if name == "cyberPolicy":
-        return PromptRefused("The model provider refused this request by its policy.",
-                             code="content_policy_violation")
+        return PromptRefused(
+            "The model provider refused this request by its policy.",
+            code="content_policy_violation",
+        )
     return None
 
 

@@ -25,10 +25,10 @@ ENFORCED: tuple[str, ...] = (
 
 
 def toml(value: object) -> str:
-    """Return a value as TOML: JSON is TOML for strings, numbers, booleans and lists of them."""
+    """Return a value as TOML: JSON is, but for tables, and for DEL, which TOML wants escaped."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items()) + "}"
-    return orjson.dumps(value).decode()
+    return orjson.dumps(value).decode().replace("\x7f", "\\u007f")
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:

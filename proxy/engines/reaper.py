@@ -52,7 +52,7 @@ class Reaper:
             self._process.stdin.write(line)
             self._process.stdin.flush()
         except OSError as error:
-            log.error("children may survive this server: %s", error)  # noqa: TRY400
+            log.error("children may survive this server: %s", error)
 
     def _start(self) -> subprocess.Popen[bytes]:
         # A session of its own: what ends the server from a terminal must not end its reaper first.

@@ -36,7 +36,7 @@ class Notification:
 class ServerRequest:
     """The server asks something and waits until it is answered: an unanswered one hangs the turn."""
 
-    id: int
+    id: int | str
     method: str
     params: dict[str, Any]
 
@@ -81,7 +81,7 @@ class Peer:
         if isinstance(method, str):
             params = frame.get("params")
             params = params if isinstance(params, dict) else {}
-            if isinstance(number, int):
+            if isinstance(number, int | str):
                 return ServerRequest(number, method, params)
             return Notification(method, params, str(params.get("threadId") or ""))
         if isinstance(number, int):

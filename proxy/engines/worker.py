@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 from proxy import __version__
+from proxy.engines import scratch
 from proxy.engines.base import EngineConfig, Inspection, Model
 from proxy.engines.child import Child
 from proxy.engines.launch import arguments, environment, overrides_of
@@ -86,7 +86,7 @@ class Worker:
         self._child: Child | None = None
         self._died: EngineError | None = None
         self._is_retired = False
-        self._databases = Path(config.scratch_dir) / f"codex-db-{id(self):x}"
+        self._databases: Path | None = None
         self.version = ""
         self.inspection = Inspection("", (), None, True)
 
@@ -106,12 +106,15 @@ class Worker:
             if isinstance(error, EngineUnavailable) or not isinstance(error, Exception):
                 raise
             log.error("%s cannot start: %s; it said: %s", worker.name, error, worker._last_words())
-            raise EngineUnavailable("Codex cannot be started; the server's log says why.") from error
+            raise EngineUnavailable(
+                "Codex cannot be started; the server's log says why."
+            ) from error
         log.info("%s runs as pid %s, codex %s", worker.name, worker.pid, worker.version)
         return worker
 
     async def _spawn(self, catalogue: Path | None) -> None:
-        self._databases.mkdir(mode=0o700, exist_ok=True)
+        # Its log database grows with every turn, so it gets none that outlives it.
+        self._databases = scratch.new_folder(self.config.scratch_dir)
         own: dict[str, Any] = {"sqlite_home": str(self._databases)}
         if catalogue is not None:
             own["model_catalog_json"] = str(catalogue)
@@ -242,7 +245,8 @@ class Worker:
         self._is_retired = True
         if self._child is not None:
             await self._child.stop()
-        shutil.rmtree(self._databases, ignore_errors=True)
+        if self._databases is not None:
+            scratch.remove(self._databases)
 
 
 def _model(entry: dict[str, Any]) -> Model:

@@ -129,13 +129,13 @@ def provider() -> Iterator[ScriptedProvider]:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, provider: ScriptedProvider) -> Iterator[LiveSite]:
+def live(
+    tmp_path_factory: pytest.TempPathFactory, provider: ScriptedProvider
+) -> Iterator[LiveSite]:
     """One server for a module, both engines."""
     data_dir = tmp_path_factory.mktemp("site") / "data"
     configs = ";;".join(provider.overrides)
-    with Serving(
-        data_dir, "serve", "--port", "0", CODEX_PROXY_CODEX_CONFIGS=configs
-    ) as server:
+    with Serving(data_dir, "serve", "--port", "0", CODEX_PROXY_CODEX_CONFIGS=configs) as server:
         drain(server)
         site = LiveSite(server, data_dir, provider)
         yield site

@@ -30,9 +30,10 @@ CHROMIUM_FLAGS = [
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     """The demo, from an empty directory."""
     data_dir = tmp_path_factory.mktemp("demo") / "data"
-    with ScriptedProvider() as unused, Serving(
-        data_dir, "serve", "--port", "0", "--demo"
-    ) as server:
+    with (
+        ScriptedProvider() as unused,
+        Serving(data_dir, "serve", "--port", "0", "--demo") as server,
+    ):
         drain(server)
         site = LiveSite(server, data_dir, unused)
         yield site

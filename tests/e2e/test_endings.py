@@ -84,9 +84,7 @@ def test_killed_worker_is_a_clean_error_at_once_and_the_next_caller_is_served(
 
 def test_worker_killed_in_mid_stream_ends_the_stream_with_an_error_object(live: LiveSite) -> None:
     live.provider.reply(Stall(after=2))
-    stream = live.client().chat.completions.create(
-        model="default", messages=QUESTION, stream=True
-    )
+    stream = live.client().chat.completions.create(model="default", messages=QUESTION, stream=True)
     first = next(chunk for chunk in stream if chunk.choices[0].delta.content)
     assert first.choices[0].delta.content == "word "
     for pid in children_of(live.server.process.pid):

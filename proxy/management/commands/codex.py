@@ -43,7 +43,8 @@ class Command(BaseCommand):
         way.add_argument(
             "--reuse",
             action="store_true",
-            help="Link the login of this user's own Codex (CODEX_HOME, else ~/.codex). " + REUSE_RISK,
+            help="Link the login of this user's own Codex (CODEX_HOME, else ~/.codex). "
+            + REUSE_RISK,
         )
         actions.add_parser("logout", help="Log out.")
         actions.add_parser("status", help="Say which codex runs and who is logged in.")

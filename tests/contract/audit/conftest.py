@@ -48,11 +48,11 @@ class ServerProcess:
         self._child.stdin.write(json.dumps(command).encode() + b"\n")
         self._child.stdin.flush()
 
-    def ask(self, *command: object) -> Any:  # noqa: ANN401 - JSON
+    def ask(self, *command: object) -> Any:
         self.tell(*command)
         return self.answer()
 
-    def answer(self) -> Any:  # noqa: ANN401 - JSON
+    def answer(self) -> Any:
         return json.loads(self.read_line())
 
     def read_line(self) -> str:
@@ -142,7 +142,7 @@ def audit_log(transactional_db: None, tmp_path: Path) -> Iterator[Callable[..., 
     """Make and start an audit log in this process, over one spool folder."""
     logs: list[AuditLog] = []
 
-    def make(**options: Any) -> AuditLog:  # noqa: ANN401 - those of AuditLog
+    def make(**options: Any) -> AuditLog:
         logs.append(AuditLog(tmp_path / "spool", "here", **options))
         logs[-1].start()
         return logs[-1]

@@ -53,7 +53,9 @@ class Fake:
 
     def records(self) -> list[dict[str, Any]]:
         path = self.folder / "record.jsonl"
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return (
+            [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        )
 
     def starts(self, command: str) -> list[dict[str, Any]]:
         """Return the records of the processes that ran this subcommand, in order."""
@@ -175,7 +177,13 @@ class Bench:
         return engine
 
     def ask(
-        self, engine: Engine, text: str, *, system: str = "", deadline_s: float = WAIT_S, **fields: Any
+        self,
+        engine: Engine,
+        text: str,
+        *,
+        system: str = "",
+        deadline_s: float = WAIT_S,
+        **fields: Any,
     ) -> RunningTurn:
         """Run a turn; the fixture closes it."""
         messages = [Message("system", system)] if system else []

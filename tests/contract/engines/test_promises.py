@@ -807,7 +807,13 @@ async def test_an_exec_chat_is_read_only_and_away_from_every_workspace(bench: Be
     argv, settings = record["start"], overrides(record)
     assert argv[argv.index("--sandbox") + 1] == "read-only"
     assert argv[argv.index("--model") + 1] == running.served_model == "fake-2"
-    flags = {"--json", "--ephemeral", "--skip-git-repo-check", "--ignore-user-config", "--ignore-rules"}
+    flags = {
+        "--json",
+        "--ephemeral",
+        "--skip-git-repo-check",
+        "--ignore-user-config",
+        "--ignore-rules",
+    }
     assert flags <= set(argv)
     assert settings["approval_policy"] == '"never"'
     assert settings["model_reasoning_effort"] == '"low"'
@@ -838,7 +844,10 @@ async def test_a_long_prompt_reaches_exec_whole(bench: Bench):
 @on(*EXEC)
 @pytest.mark.parametrize(
     "fields",
-    [{"text": "x" * 1_048_577}, {"text": "x", "system": "y" * 200_000, "sandbox": "workspace-write"}],
+    [
+        {"text": "x" * 1_048_577},
+        {"text": "x", "system": "y" * 200_000, "sandbox": "workspace-write"},
+    ],
     ids=["prompt", "system text of an agent"],
 )
 async def test_what_is_too_long_for_exec_is_the_callers_error(bench: Bench, fields: dict[str, Any]):

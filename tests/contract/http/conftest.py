@@ -123,7 +123,9 @@ class Site:
 
     async def issue(self, name: str, **fields: Any) -> tuple[ApiKey, str]:
         """Issue one more key."""
-        key, secret = await read(lambda: ApiKey.objects.issue(name=name, owner=self.owner, **fields))
+        key, secret = await read(
+            lambda: ApiKey.objects.issue(name=name, owner=self.owner, **fields)
+        )
         self.client.secrets.add(secret)
         return key, secret
 

@@ -38,7 +38,10 @@ async def worked(site: Any, answer: Exchange, given: AgentGrant) -> None:
     assert answer.status == 200, answer.body
     row = await site.recorded(answer, "ok")
     assert (row.agent_mode, row.grant_id, row.sandbox) == (True, given.pk, "workspace-write")
-    assert (site.engine.turns[-1].sandbox, site.engine.turns[-1].is_agent) == ("workspace-write", True)
+    assert (site.engine.turns[-1].sandbox, site.engine.turns[-1].is_agent) == (
+        "workspace-write",
+        True,
+    )
 
 
 async def denied(site: Any, answer: Exchange) -> None:

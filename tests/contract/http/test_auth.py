@@ -28,7 +28,9 @@ async def test_live_key_is_let_in_under_any_spelling_of_the_scheme(site: Any, sc
     assert (row.key_id, row.key_prefix, row.key_owner) == (site.key.pk, site.key.prefix, "ada")
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic YWRhOnBhc3M=", "sk-codexsite-x"])
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic YWRhOnBhc3M=", "sk-codexsite-x"]
+)
 async def test_no_bearer_key_is_401_and_nobody_in_the_row(site: Any, header: str) -> None:
     answer = await asked_with(site, header)
     row = await site.refused(answer, 401, "missing_api_key", who="")
@@ -117,7 +119,9 @@ async def test_key_of_the_environment_is_let_in_under_the_default_policy(
     site: Any, settings: Any
 ) -> None:
     settings.ENV_API_KEY = "from-the-environment"
-    answer = await site.client.post("/v1/chat/completions", json=question(), key=settings.ENV_API_KEY)
+    answer = await site.client.post(
+        "/v1/chat/completions", json=question(), key=settings.ENV_API_KEY
+    )
     row = await site.recorded(answer, "ok", who="CODEX_PROXY_API_KEY")
     assert (row.key_id, row.key_prefix, row.key_owner) == (None, "", "")
     assert (row.root_alias, row.cwd) == ("workspace", str(settings.DATA_DIR.workspace))
@@ -160,7 +164,9 @@ class TestAnonymous:
         )
         return exchange
 
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8765", "[::1]:8765", "[::1]", "LOCALHOST"])
+    @pytest.mark.parametrize(
+        "host", ["localhost", "127.0.0.1:8765", "[::1]:8765", "[::1]", "LOCALHOST"]
+    )
     async def test_local_client_is_let_in_and_recorded_as_anonymous(
         self, site: Any, settings: Any, host: str
     ) -> None:
@@ -219,4 +225,8 @@ class TestClientAddress:
     async def test_user_agent_is_kept_as_sent(self, site: Any) -> None:
         answer = await site.client.get("/v1/models", headers={"user-agent": "OpenAI/Python 3"})
         row = await site.recorded(answer, "ok")
-        assert (row.user_agent, row.method, row.endpoint) == ("OpenAI/Python 3", "GET", "/v1/models")
+        assert (row.user_agent, row.method, row.endpoint) == (
+            "OpenAI/Python 3",
+            "GET",
+            "/v1/models",
+        )

@@ -49,7 +49,11 @@ TYPES = {
 VALUES = {
     "no messages": ({"messages": []}, "messages", "empty_array"),
     "no parts": (says(content=[]), "messages[0].content", "empty_array"),
-    "unknown role": ({"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role", "invalid_value"),
+    "unknown role": (
+        {"messages": [{"role": "boss", "content": "a"}]},
+        "messages[0].role",
+        "invalid_value",
+    ),
     "no content": (says(), "messages[0].content", "invalid_type"),
     "part without a type": (
         says(content=[{"type": "text", "text": "a"}, {"text": "b"}]),
@@ -96,7 +100,12 @@ UNSUPPORTED = {
         "messages[0]",
     ),
     "function call of the assistant": (
-        {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}, USER]},
+        {
+            "messages": [
+                {"role": "assistant", "content": None, "function_call": {"name": "f"}},
+                USER,
+            ]
+        },
         "messages[0]",
     ),
 }
@@ -107,12 +116,20 @@ UNSUPPORTED_VALUES = {
 BAD = [
     *((name, fields, param, "invalid_type") for name, (fields, param) in TYPES.items()),
     *((name, fields, param, code) for name, (fields, param, code) in VALUES.items()),
-    *((name, fields, param, "unsupported_parameter") for name, (fields, param) in UNSUPPORTED.items()),
-    *((name, fields, param, "unsupported_value") for name, (fields, param) in UNSUPPORTED_VALUES.items()),
+    *(
+        (name, fields, param, "unsupported_parameter")
+        for name, (fields, param) in UNSUPPORTED.items()
+    ),
+    *(
+        (name, fields, param, "unsupported_value")
+        for name, (fields, param) in UNSUPPORTED_VALUES.items()
+    ),
 ]
 
 
-@pytest.mark.parametrize(("fields", "param", "code"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+@pytest.mark.parametrize(
+    ("fields", "param", "code"), [case[1:] for case in BAD], ids=[case[0] for case in BAD]
+)
 async def test_bad_field_is_400_that_names_it(
     site: Any, fields: dict[str, Any], param: str, code: str
 ) -> None:
@@ -173,7 +190,8 @@ async def test_body_not_declared_as_json_is_415(site: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["application/json; charset=utf-8", "application/json;charset=UTF-8", "Application/JSON"]
+    "kind",
+    ["application/json; charset=utf-8", "application/json;charset=UTF-8", "Application/JSON"],
 )
 async def test_json_under_any_spelling_is_read(site: Any, kind: str) -> None:
     answer = await site.client.post(
