@@ -26,7 +26,7 @@ CONFIG = EngineConfig(
         True,
         False,
         7,
-        ["a", 1, {"b": "c"}],
+        ["a", 1, ["b"]],
         {"/a.b/ü \x7f": {"trust_level": "untrusted"}},
         {},
     ],

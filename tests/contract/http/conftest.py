@@ -22,6 +22,7 @@ from codexsite.lifecycle import Lifecycle
 from proxy.dbthreads import read
 from proxy.engines.base import Completed, MessageDone, TextDelta, Usage, UsageReported
 from proxy.engines.scripted import ScriptedEngine
+from proxy.gateway import is_recorded
 from proxy.models import AllowedRoot, ApiKey, ProxySettings
 from proxy.runtime import Builder, Runtime
 from tests.asgi import AsgiClient, Exchange, running
@@ -44,7 +45,7 @@ class CountingClient(AsgiClient):
         self.secrets = {key}
 
     def open(self, method: str, path: str, **kwargs: Any) -> Exchange:
-        self.sent += path.startswith("/v1/")
+        self.sent += is_recorded(path.partition("?")[0])
         self.secrets |= {kwargs.get("key") or self.key or ""} - {""}
         return super().open(method, path, **kwargs)
 

@@ -16,7 +16,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/", "/v1/x", "/v1/chat", "/v1/chat/completions/", "/v1/chat/completions/x", "/v1/models/",
+    ["/v1", "/v1/", "/v1/x", "/v1/chat", "/v1/chat/completions/", "/v1/chat/completions/x", "/v1/models/",
      "/v1/ünbekannt", "/v1//models", "/v1/v1/models"],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

@@ -1,0 +1,123 @@
+"""A key's own cap on what runs at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from proxy.engines.base import Completed, TextDelta
+from proxy.errors import WorkerDied
+from tests.asgi import Exchange, question
+
+
+@pytest.fixture(autouse=True)
+async def capped(site: Any) -> asyncio.Event:
+    """The key may run one turn, and each turn waits for this event."""
+    gate = asyncio.Event()
+    await site.change(max_concurrency=1)
+    site.engine.script = [TextDelta("a"), gate, Completed()]
+    return gate
+
+
+async def occupied(site: Any, key: str | None = None) -> Exchange:
+    """Return a stream that has begun and waits."""
+    exchange: Exchange = await site.client.open(
+        "POST", "/v1/chat/completions", json=question(stream=True), key=key
+    ).start()
+    return exchange
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_one_more_request_is_429_at_once(
+    site: Any, capped: asyncio.Event, stream: bool
+) -> None:
+    first = await occupied(site)
+    answer = await site.client.ask(stream=stream)
+    await site.refused(answer, 429, "key_concurrency_exceeded")
+    assert answer.error["type"] == "rate_limit_error"
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert len(site.engine.turns) == 1
+    capped.set()
+    await first.finish()
+    assert [row.outcome for row in await site.rows()] == ["ok", "rejected"]
+
+
+async def test_place_is_free_after_the_end(site: Any, capped: asyncio.Event) -> None:
+    capped.set()
+    for _ in range(3):
+        await site.recorded(await site.client.ask(), "ok")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_place_is_free_when_the_client_has_the_last_byte(
+    site: Any, capped: asyncio.Event, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_last_byte_out, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow_close(*_: object) -> None:
+        is_last_byte_out.set()
+        await may_end.wait()
+
+    capped.set()
+    exchange = await site.client.open(
+        "POST", "/v1/chat/completions", json=question(stream=stream)
+    ).start()
+    while not exchange.is_over:
+        await exchange.chunk()
+    # The same client, over the same connection, before the first request is cleaned up.
+    assert not exchange.task.done()
+    answer = await site.client.ask()
+    assert answer.status == 200, answer.body
+    await exchange.finish()
+    await site.recorded(answer, "ok")
+
+
+async def test_place_is_free_after_the_client_left(site: Any, capped: asyncio.Event) -> None:
+    await (await occupied(site)).left()
+    capped.set()
+    await site.recorded(await site.client.ask(), "ok")
+
+
+async def test_place_is_free_after_a_failure(site: Any, capped: asyncio.Event) -> None:
+    site.engine.script = [WorkerDied("Gone.")]
+    for _ in range(2):
+        answer = await site.client.ask()
+        await site.refused(answer, 502, "engine_crashed", outcome="failed")
+
+
+async def test_place_is_not_taken_by_a_refused_request(site: Any, capped: asyncio.Event) -> None:
+    capped.set()
+    await site.refused(await site.client.ask(model="gpt-9"), 404, "model_not_found")
+    await site.recorded(await site.client.ask(), "ok")
+
+
+async def test_other_keys_are_not_concerned(site: Any, capped: asyncio.Event) -> None:
+    _, other = await site.issue("other", max_concurrency=1)
+    first, second = await occupied(site), await occupied(site, other)
+    capped.set()
+    await first.finish()
+    await second.finish()
+    assert {row.key_name: row.outcome for row in await site.rows()} == {
+        "laptop": "ok",
+        "other": "ok",
+    }
+
+
+async def test_cap_of_two_lets_two_in(site: Any, capped: asyncio.Event) -> None:
+    await site.change(max_concurrency=2)
+    both = [await occupied(site), await occupied(site)]
+    await site.refused(await site.client.ask(), 429, "key_concurrency_exceeded")
+    capped.set()
+    for exchange in both:
+        await exchange.finish()
+    assert sorted(row.outcome for row in await site.rows()) == ["ok", "ok", "rejected"]
+
+
+async def test_models_are_listed_for_a_busy_key(site: Any, capped: asyncio.Event) -> None:
+    first = await occupied(site)
+    answer = await site.client.get("/v1/models")
+    await site.recorded(answer, "ok")
+    capped.set()
+    await first.finish()

@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+
+from proxy.engines.pool import Gate, WorkerPool
+from proxy.errors import EngineBusy, EngineUnavailable, ShuttingDown
+
+NEVER_S = 1000.0
+
+
+class Visitor:
+    """A task that wants a place, and keeps it until it is told to go."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.is_inside, self._may_go = asyncio.Event(), asyncio.Event()
+        self.task = asyncio.create_task(self._visit(gate))
+
+    async def _visit(self, gate: Gate) -> None:
+        async with gate.place():
+            self.is_inside.set()
+            await self._may_go.wait()
+
+    async def inside(self) -> None:
+        await asyncio.wait_for(self.is_inside.wait(), 5)
+
+    async def leave(self) -> None:
+        self._may_go.set()
+        await self.task
+
+
+async def visitors(gate: Gate, count: int) -> list[Visitor]:
+    made = [Visitor(gate) for _ in range(count)]
+    await asyncio.sleep(0)
+    return made
+
+
+async def test_there_are_never_more_inside_than_places():
+    gate = Gate(2, 10, NEVER_S)
+    those = await visitors(gate, 5)
+    assert [one.is_inside.is_set() for one in those] == [True, True, False, False, False]
+    assert (gate.inside, gate.waiting) == (2, 3)
+    for one in those:
+        await one.inside()
+        await one.leave()
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_who_came_first_is_served_first():
+    gate = Gate(1, 10, NEVER_S)
+    those = await visitors(gate, 4)
+    for one, following in zip(those, [*those[1:], None], strict=True):
+        assert one.is_inside.is_set()
+        await one.leave()
+        if following is not None:
+            await following.inside()
+
+
+async def test_nobody_slips_past_those_who_wait():
+    gate = Gate(1, 10, NEVER_S)
+    holder, waiting = await visitors(gate, 2)
+    holder._may_go.set()
+    latecomer = Visitor(gate)
+    await waiting.inside()
+    assert not latecomer.is_inside.is_set()
+    await waiting.leave()
+    await latecomer.inside()
+    await latecomer.leave()
+
+
+async def test_a_full_queue_is_busy_at_once():
+    gate = Gate(1, 1, NEVER_S)
+    holder, waiting = await visitors(gate, 2)
+    with pytest.raises(EngineBusy):
+        await asyncio.wait_for(gate._enter(), 1)
+    await holder.leave()
+    await waiting.leave()
+
+
+async def test_without_a_queue_a_full_gate_is_busy():
+    gate = Gate(1, 0, NEVER_S)
+    (holder,) = await visitors(gate, 1)
+    with pytest.raises(EngineBusy):
+        await asyncio.wait_for(gate._enter(), 1)
+    await holder.leave()
+
+
+async def test_who_waits_too_long_is_told_so_and_frees_the_place():
+    gate = Gate(1, 1, 0.01)
+    (holder,) = await visitors(gate, 1)
+    with pytest.raises(EngineBusy):
+        await gate._enter()
+    assert (gate.inside, gate.waiting) == (1, 0)
+    await holder.leave()
+
+
+async def test_a_waiter_that_is_cancelled_frees_its_place_in_the_queue():
+    gate = Gate(1, 1, NEVER_S)
+    holder, leaving = await visitors(gate, 2)
+    leaving.task.cancel()
+    await asyncio.wait({leaving.task})
+    assert gate.waiting == 0
+    (following,) = await visitors(gate, 1)
+    await holder.leave()
+    await following.inside()
+    await following.leave()
+
+
+async def test_a_place_handed_to_one_who_is_cancelled_goes_to_the_next():
+    gate = Gate(1, 10, NEVER_S)
+    holder, leaving, following = await visitors(gate, 3)
+    holder._may_go.set()
+    await holder.task  # the place is handed over now
+    leaving.task.cancel()
+    await asyncio.wait({leaving.task})
+    await following.inside()
+    await following.leave()
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_a_place_handed_to_the_last_one_who_is_cancelled_is_free():
+    gate = Gate(1, 10, NEVER_S)
+    holder, leaving = await visitors(gate, 2)
+    await holder.leave()
+    leaving.task.cancel()
+    await asyncio.wait({leaving.task})
+    assert (gate.inside, gate.waiting) == (0, 0)
+
+
+async def test_a_failure_inside_gives_the_place_back():
+    gate = Gate(1, 0, NEVER_S)
+    with pytest.raises(ValueError, match="inside"):
+        async with gate.place():
+            raise ValueError("inside")
+    assert gate.inside == 0
+
+
+class FakeWorker:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_usable = True
+        self.stopped = 0
+
+    async def stop(self) -> None:
+        self.is_usable = False
+        self.stopped += 1
+
+
+class Starter:
+    """Starts fake workers; fails or waits where a test says so."""
+
+    def __init__(self) -> None:
+        self.workers: list[FakeWorker] = []
+        self.failures = 0
+        self.go = asyncio.Event()
+        self.go.set()
+        self.asked = 0
+
+    async def __call__(self, number: int) -> FakeWorker:
+        self.asked += 1
+        await self.go.wait()
+        if self.failures:
+            self.failures -= 1
+            raise EngineUnavailable("no")
+        self.workers.append(FakeWorker(number))
+        return self.workers[-1]
+
+    @property
+    def usable(self) -> int:
+        return sum(worker.is_usable for worker in self.workers)
+
+
+@pytest.fixture
+def starter() -> Starter:
+    return Starter()
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.engines.pool.FIRST_BACKOFF_S", 0.0)
+
+
+async def held(stack: AsyncExitStack, pool: WorkerPool[FakeWorker], count: int) -> list[FakeWorker]:
+    return [await stack.enter_async_context(pool.lease()) for _ in range(count)]
+
+
+async def settled() -> None:
+    """Let the tasks run that stop workers."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def test_leases_are_spread_over_the_workers(starter: Starter):
+    pool = WorkerPool(starter, 3)
+    async with AsyncExitStack() as stack:
+        numbers = sorted(worker.number for worker in await held(stack, pool, 6))
+    assert numbers == [1, 1, 2, 2, 3, 3]
+    assert len(starter.workers) == 3
+    await pool.aclose()
+
+
+async def test_an_idle_worker_is_used_again(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    for _ in range(3):
+        async with pool.lease() as worker:
+            assert worker is starter.workers[0]
+    await pool.aclose()
+
+
+async def test_those_who_come_together_wait_for_one_start(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.go.clear()
+    async with AsyncExitStack() as stack:
+        asking = asyncio.create_task(held(stack, pool, 1))
+        also = asyncio.create_task(held(stack, pool, 1))
+        await settled()
+        starter.go.set()
+        assert await asking == await also
+    assert starter.asked == 1
+    await pool.aclose()
+
+
+async def test_who_is_cancelled_does_not_stop_a_start_that_others_wait_for(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.go.clear()
+    async with AsyncExitStack() as stack:
+        leaving, staying = (asyncio.create_task(held(stack, pool, 1)) for _ in range(2))
+        await settled()
+        leaving.cancel()
+        await settled()
+        starter.go.set()
+        (worker,) = await staying
+        assert worker.is_usable
+    assert starter.asked == 1
+    await pool.aclose()
+
+
+async def test_a_start_that_nobody_waits_for_any_more_is_used_by_the_next(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.go.clear()
+    async with AsyncExitStack() as stack:
+        leaving = asyncio.create_task(held(stack, pool, 1))
+        await settled()
+        leaving.cancel()
+        starter.go.set()
+        await settled()
+        await held(stack, pool, 1)
+    assert starter.asked == 1
+    await pool.aclose()
+
+
+async def test_a_dead_worker_is_replaced_and_stopped(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        worker.is_usable = False
+    await settled()
+    assert worker.stopped == 1
+    async with pool.lease() as other:
+        assert other is not worker
+    await pool.aclose()
+
+
+async def test_a_worker_that_died_idle_is_replaced(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        pass
+    worker.is_usable = False
+    async with pool.lease() as other:
+        assert other is not worker
+    await settled()
+    assert worker.stopped == 1
+    await pool.aclose()
+
+
+async def test_a_retired_worker_is_stopped_when_its_last_lease_ends(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        async with pool.lease():
+            worker.is_usable = False
+        async with pool.lease() as other:
+            assert other is not worker
+        await settled()
+        assert worker.stopped == 0
+    await settled()
+    assert worker.stopped == 1
+    assert other.stopped == 0
+    await pool.aclose()
+
+
+@pytest.mark.usefixtures("no_backoff")
+async def test_the_pool_never_shrinks_and_never_grows(starter: Starter):
+    pool = WorkerPool(starter, 2)
+    for round_number in range(5):
+        starter.failures = round_number % 3
+        for _ in range(4):
+            async with AsyncExitStack() as stack:
+                try:
+                    workers = await held(stack, pool, 4)
+                except EngineUnavailable:
+                    continue
+                assert starter.usable == 2
+                workers[round_number % 4].is_usable = False
+        await settled()
+    starter.failures = 0
+    async with AsyncExitStack() as stack:
+        await held(stack, pool, 8)
+        assert starter.usable == 2
+    await pool.aclose()
+    assert {worker.stopped for worker in starter.workers} == {1}
+
+
+async def test_a_failed_start_is_told_and_not_repeated_before_its_backoff(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.failures = 1
+    for _ in range(3):
+        with pytest.raises(EngineUnavailable):
+            async with pool.lease():
+                pass
+    assert starter.asked == 1
+    await pool.aclose()
+
+
+async def test_where_one_worker_cannot_start_another_serves(starter: Starter):
+    pool = WorkerPool(starter, 2)
+    starter.failures = 1
+    with pytest.raises(EngineUnavailable):
+        async with pool.lease():
+            pass
+    async with pool.lease() as worker:
+        assert worker.number == 2
+    await pool.aclose()
+
+
+@pytest.mark.usefixtures("no_backoff")
+async def test_after_a_failed_start_the_next_one_works(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.failures = 2
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            async with pool.lease():
+                pass
+    async with pool.lease() as worker:
+        assert worker.is_usable
+    await pool.aclose()
+
+
+async def test_every_failure_doubles_the_backoff_and_a_success_forgets_it(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("proxy.engines.pool.FIRST_BACKOFF_S", 4.0)
+    now = 0.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    pool = WorkerPool(starter, 1)
+
+    async def is_tried() -> bool:
+        asked = starter.asked
+        try:
+            async with pool.lease():
+                pass
+        except EngineUnavailable:
+            pass
+        return starter.asked > asked
+
+    starter.failures = 2
+    tried = []
+    for now in (0.0, 3.9, 4.1, 12.0, 12.2):  # noqa: B007 - the clock reads it
+        tried.append(await is_tried())
+    assert tried == [True, False, True, False, True]
+    starter.workers[0].is_usable = False
+    starter.failures = 1
+    tried = []
+    for now in (20.0, 23.9, 24.1):
+        tried.append(await is_tried())
+    assert tried == [True, False, True]
+    await pool.aclose()
+
+
+async def test_closing_stops_every_worker_leased_ones_too(starter: Starter):
+    pool = WorkerPool(starter, 2)
+    async with AsyncExitStack() as stack:
+        await held(stack, pool, 3)
+        await pool.aclose()
+        assert [worker.stopped for worker in starter.workers] == [1, 1]
+
+
+async def test_closing_stops_a_retired_worker_that_is_still_leased(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        async with pool.lease():
+            worker.is_usable = False
+        await pool.aclose()
+        assert worker.stopped == 1
+
+
+async def test_closing_ends_a_start_that_runs(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.go.clear()
+    async with AsyncExitStack() as stack:
+        asking = asyncio.create_task(held(stack, pool, 1))
+        await settled()
+        await pool.aclose()
+        await asyncio.wait({asking})
+    assert starter.workers == []
+
+
+async def test_a_closed_pool_says_so(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    await pool.aclose()
+    with pytest.raises(ShuttingDown):
+        async with pool.lease():
+            pass
+    assert starter.asked == 0
