@@ -18,6 +18,8 @@ from proxy.gateway import App, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
+START_BOUND_S = 20.0
+"""For a start that the shutdown overtakes."""
 AFTER_INTERRUPT_S = 10.0
 """For requests to send their last words, after their turns were interrupted."""
 
@@ -99,10 +101,15 @@ class Lifecycle:
 
     async def _shutdown(self) -> None:
         self._service.refuse_new()
+        if self._starting is not None:  # or what it starts after our stop would outlive us
+            await asyncio.wait({self._starting}, timeout=START_BOUND_S)
         if self._requests:
             log.info("%d requests may finish for %g s", len(self._requests), self._grace_s)
         await self._requests_end_within(self._grace_s)
-        await self._service.interrupt()
+        try:
+            await self._service.interrupt()
+        except Exception:
+            log.exception("the running turns could not be interrupted")
         await self._requests_end_within(AFTER_INTERRUPT_S)
         for gone in self._requests.values():
             gone.set()
@@ -132,6 +139,7 @@ class Lifecycle:
                     raise
                 # The host wants us gone: on shutdown `_shutdown` sees to it, else the client has
                 # left and the request knows. Either way its clean-up is bounded and ours to await.
+        task.result()
 
 
 def _receive_until(gone: asyncio.Event, receive: Receive) -> Receive:

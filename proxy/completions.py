@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +201,10 @@ async def begin(
         record.note(grant_id=grant.pk)
         sandbox = "workspace-write"
     record.note(sandbox=sandbox)
-    context.stack.enter_context(runtime.place_of(caller))
+    place = context.stack.enter_context(ExitStack())
+    place.enter_context(runtime.place_of(caller))
+    # Free before the last byte: the client's next request must not meet this one's clean-up.
+    context.before_close.append(place.close)
     inspection = await runtime.usable(kind, options)
     model = policy.resolve_model(request.model, caller, options, inspection)
     context.laps.lap("policy")

@@ -121,9 +121,11 @@ class Gateway:
                 await self._serve(scope, receive, _sender(context, send, is_api=is_api))
             except Exception:
                 log.exception("request %s failed", context.record.request_id)
+                context.error = context.error or InternalError(
+                    "The server failed; its log has the details."
+                )
                 if context.status is not None:
                     raise
-                context.error = InternalError("The server failed; its log has the details.")
                 await refuse(context.error, _sender(context, send, is_api=is_api))
 
     def _open(self, scope: Scope, stack: AsyncExitStack) -> RequestContext:

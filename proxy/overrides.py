@@ -22,6 +22,7 @@ FORBIDDEN = {
     "shell_environment_policy": "commands see a listed environment only",
     "allow_login_shell": "commands see a listed environment only",
     "mcp_servers": "Codex would start a program outside the sandbox",
+    "command": "Codex would start a program outside the sandbox",
     "notify": "Codex would start a program outside the sandbox",
     "hooks": "Codex would start a program outside the sandbox",
     "plugins": "Codex would start a program outside the sandbox",

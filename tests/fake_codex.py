@@ -398,7 +398,7 @@ class AppServer:
         threading.Thread(target=self._turn, args=(number, text, voice), daemon=True).start()
 
     def _turn(self, number: int, text: str, voice: AppServerVoice) -> None:
-        started = {"id": f"turn-{number}", "items": [], "status": "inProgress", "error": None}
+        started: Json = {"id": f"turn-{number}", "items": [], "status": "inProgress", "error": None}
         lines = text.splitlines()
         is_late = "late-turn-start" in lines
         if held := argument_of("hold-turn-start", text):

@@ -64,11 +64,11 @@ class TurnReader:
         return []
 
     def _delta(self, item_id: str, text: str) -> list[Event]:
-        if item_id in self._commentary:
+        if item_id in self._commentary or not text:
             return []
         lead = SEPARATOR if self._answers and item_id != self._item else ""
         self._item = item_id
-        return [TextDelta(lead + text)] if text else []
+        return [TextDelta(lead + text)]
 
     def _item_started(self, item: dict[str, Any]) -> list[Event]:
         if item["type"] == "agentMessage" and item.get("phase") == "commentary":

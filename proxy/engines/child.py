@@ -111,6 +111,7 @@ class Child(asyncio.SubprocessProtocol):
     def process_exited(self) -> None:
         # What it left behind ends now: later its number may be another's.
         self.signal_group(signal.SIGKILL)
+        reaper.forget(self.pid)
         self._exited.set()
         asyncio.get_running_loop().call_later(EXIT_TO_EOF_S, self._end)
 
@@ -185,4 +186,3 @@ class Child(asyncio.SubprocessProtocol):
                 log.error("child %s does not die", self.pid)
             if self._transport is not None:
                 self._transport.close()
-                reaper.forget(self.pid)

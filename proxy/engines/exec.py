@@ -1,7 +1,8 @@
 """The engine of one `codex exec --json` process per turn.
 
-The prompt goes in by stdin, which is then closed (an open one makes Codex wait for ever); the
-system text goes in by a file, because one argument may not exceed 128 KiB on Linux.
+The prompt goes in by stdin, which is then closed (an open one makes Codex wait for ever), and the
+system text of a chat by a file: nothing of a request stands in the arguments, which everybody on the
+machine can read.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ log = logging.getLogger(__name__)
 
 PROMPT_LIMIT = 1_048_576
 """Characters that Codex takes on stdin."""
-ARGUMENT_LIMIT = 128 << 10
-"""Bytes of one argument, its end included, that Linux takes."""
 EXIT_BOUND_S = 1.0
 
 NO_INSTRUCTIONS = "You are a helpful assistant."
@@ -90,12 +89,14 @@ class ExecEngine:
     async def _converse(self, running: RunningTurn, folder: Path) -> None:
         turn = running.turn
         instructions, rest = split_instructions(turn.messages)
+        if turn.is_agent:
+            # Codex keeps its own instructions, and an argument, where these could go beside them,
+            # is there for everybody on the machine to read: so they go with the conversation.
+            instructions, rest = "", turn.messages
         prompt = as_prompt(rest)
         if len(prompt) > PROMPT_LIMIT:
             raise _too_long(f"{PROMPT_LIMIT} characters, and these messages have {len(prompt)}")
         argv = self._arguments(turn, instructions, folder, await self._catalogue_for(turn))
-        if max(len(argument.encode()) for argument in argv) >= ARGUMENT_LIMIT:
-            raise _too_long(f"{ARGUMENT_LIMIT} bytes of system text in agent mode")
         lines = Lines()
         child = await Child.spawn(
             argv,
@@ -152,10 +153,8 @@ class ExecEngine:
         else:
             own |= LEAN_CHAT_CONFIG
             own |= {f"features.{feature}": False for feature in EXEC_CHAT_FEATURES_OFF}
-        if instructions or not turn.is_agent:
-            key = "developer_instructions" if turn.is_agent else "model_instructions_file"
             text = instructions if instructions.strip() else NO_INSTRUCTIONS
-            own[key] = instructions if turn.is_agent else str(_written(folder, text))
+            own["model_instructions_file"] = str(_written(folder, text))
         flags = [
             "exec",
             "--json",

@@ -40,7 +40,7 @@ class LineReader:
         try:
             frame: Any = orjson.loads(line)
             return self._read(frame)
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise EngineProtocolError(
                 "codex exec wrote a line that this version does not know."
             ) from error

@@ -135,7 +135,7 @@ def _by_text(message: str) -> EngineError | None:
         return AnswerIncomplete("The model's answer is incomplete.", finish_reason=kind)
     by_start = (
         ("Codex ran out of room", _context_too_long),
-        ("You’ve hit your usage limit", _usage_limited),
+        ("You’ve hit your usage limit", _usage_limited),  # noqa: RUF001 - as Codex says it
         ("You've hit your usage limit", _usage_limited),
         ("Quota exceeded", _usage_limited),
         ("rate limit exceeded", _rate_limited),

@@ -117,7 +117,7 @@ class WorkerPool(Generic[W]):
     def __init__(self, start: Callable[[int], Awaitable[W]], size: int) -> None:
         self._start = start
         self._slots: list[_Slot[W]] = [_Slot(number) for number in range(1, size + 1)]
-        self._loads: dict[int, int] = {}
+        self._loads: dict[W, int] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -133,7 +133,7 @@ class WorkerPool(Generic[W]):
         worker: W | None = None
         try:
             worker = await self._worker_of(slot)
-            self._loads[id(worker)] = self._loads.get(id(worker), 0) + 1
+            self._loads[worker] = self._loads.get(worker, 0) + 1
             yield worker
         finally:
             slot.load -= 1
@@ -178,7 +178,9 @@ class WorkerPool(Generic[W]):
             slot.starting = None
 
     def _release(self, slot: _Slot[W], worker: W) -> None:
-        self._loads[id(worker)] = self._loads.get(id(worker), 1) - 1
+        if worker not in self._loads:  # the pool was closed meanwhile
+            return
+        self._loads[worker] -= 1
         if slot.worker is worker and not worker.is_usable:
             self._part_with(slot)
         elif slot.worker is not worker:
@@ -190,8 +192,8 @@ class WorkerPool(Generic[W]):
             self._stop_when_idle(worker)
 
     def _stop_when_idle(self, worker: W) -> None:
-        if not self._loads.get(id(worker)):
-            self._loads.pop(id(worker), None)
+        if not self._loads.get(worker):
+            self._loads.pop(worker, None)
             task = asyncio.get_running_loop().create_task(
                 worker.stop(), name="worker-stop", context=contextvars.Context()
             )
@@ -205,8 +207,12 @@ class WorkerPool(Generic[W]):
         for task in starting:
             task.cancel()
         await asyncio.gather(*starting, return_exceptions=True)
+        workers = {slot.worker for slot in self._slots if slot.worker is not None} | set(
+            self._loads
+        )
+        self._loads.clear()
         for slot in self._slots:
-            if slot.worker is not None:
-                self._loads.pop(id(slot.worker), None)
-                self._part_with(slot)
+            slot.worker = None
+        for worker in workers:
+            self._stop_when_idle(worker)
         await asyncio.gather(*self._leaving, return_exceptions=True)

@@ -51,7 +51,7 @@ TABLE: list[tuple[str, object, type[EngineError], str]] = [
         "rate_limit_exceeded",
     ),
     (
-        "You’ve hit your usage limit. Upgrade or try again at 9:33 AM.",
+        "You’ve hit your usage limit. Upgrade or try again at 9:33 AM.",  # noqa: RUF001 - as Codex says it
         "usageLimitExceeded",
         UsageLimited,
         "insufficient_quota",
@@ -63,7 +63,7 @@ TABLE: list[tuple[str, object, type[EngineError], str]] = [
         "insufficient_quota",
     ),
     (
-        "We’re currently experiencing high demand, which may cause temporary errors.",
+        "We’re currently experiencing high demand, which may cause temporary errors.",  # noqa: RUF001
         "internalServerError",
         TurnFailed,
         "upstream_error",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -351,12 +350,12 @@ async def test_every_failure_doubles_the_backoff_and_a_success_forgets_it(
     starter: Starter, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("proxy.engines.pool.FIRST_BACKOFF_S", 4.0)
-    now = 0.0
-    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
     pool = WorkerPool(starter, 1)
 
-    async def is_tried() -> bool:
-        asked = starter.asked
+    async def is_tried_at(now: float) -> bool:
+        clock[0], asked = now, starter.asked
         try:
             async with pool.lease():
                 pass
@@ -365,15 +364,11 @@ async def test_every_failure_doubles_the_backoff_and_a_success_forgets_it(
         return starter.asked > asked
 
     starter.failures = 2
-    tried = []
-    for now in (0.0, 3.9, 4.1, 12.0, 12.2):  # noqa: B007 - the clock reads it
-        tried.append(await is_tried())
+    tried = [await is_tried_at(now) for now in (0.0, 3.9, 4.1, 12.0, 12.2)]
     assert tried == [True, False, True, False, True]
     starter.workers[0].is_usable = False
     starter.failures = 1
-    tried = []
-    for now in (20.0, 23.9, 24.1):
-        tried.append(await is_tried())
+    tried = [await is_tried_at(now) for now in (20.0, 23.9, 24.1)]
     assert tried == [True, False, True]
     await pool.aclose()
 

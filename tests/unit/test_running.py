@@ -58,7 +58,7 @@ class CleaningUp:
 
     def __init__(self) -> None:
         self.has_begun, self.may_end = asyncio.Event(), asyncio.Event()
-        self.is_done = False
+        self.done = asyncio.Event()
 
     async def __call__(self, running: RunningTurn) -> None:
         try:
@@ -66,7 +66,7 @@ class CleaningUp:
         finally:
             self.has_begun.set()
             await self.may_end.wait()
-            self.is_done = True
+            self.done.set()
 
 
 async def test_events_come_in_the_order_they_were_emitted():
@@ -139,10 +139,10 @@ async def test_the_reader_learns_of_the_deadline_before_the_clean_up_is_over():
     drive = CleaningUp()
     running = run(drive, 0.01)
     assert isinstance(await error_of(running), EngineTimeout)
-    assert not drive.is_done
+    assert not drive.done.is_set()
     drive.may_end.set()
     await running.aclose()
-    assert drive.is_done
+    assert drive.done.is_set()
 
 
 async def test_closing_stops_the_turn_and_waits_for_its_clean_up():
@@ -153,7 +153,7 @@ async def test_closing_stops_the_turn_and_waits_for_its_clean_up():
     assert not closing.done()
     drive.may_end.set()
     await closing
-    assert drive.is_done
+    assert drive.done.is_set()
     assert isinstance(await error_of(running), TurnStopped)
 
 
@@ -176,10 +176,10 @@ async def test_a_second_stop_does_not_cut_the_clean_up_short(again: str):
     else:
         await asyncio.sleep(running.turn.deadline - asyncio.get_running_loop().time() + 0.01)
     await asyncio.sleep(0)
-    assert not drive.is_done
+    assert not drive.done.is_set()
     drive.may_end.set()
     await asyncio.gather(*closing)
-    assert drive.is_done
+    assert drive.done.is_set()
     assert isinstance(await error_of(running), TurnStopped)
 
 
@@ -192,7 +192,7 @@ async def test_who_cancels_the_close_does_not_cut_the_clean_up_short():
     await asyncio.wait({closing})
     drive.may_end.set()
     await running.aclose()
-    assert drive.is_done
+    assert drive.done.is_set()
 
 
 async def test_closing_after_the_end_leaves_the_clean_up_alone():
@@ -242,7 +242,7 @@ async def test_a_clean_up_that_is_stuck_is_not_waited_for_for_ever(monkeypatch: 
     running = run(drive)
     await asyncio.sleep(0)
     await asyncio.wait_for(running.aclose(), 5)
-    assert not drive.is_done
+    assert not drive.done.is_set()
     drive.may_end.set()
     await running.aclose()
 

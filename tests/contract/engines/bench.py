@@ -83,7 +83,7 @@ class Fake:
 async def until(is_so: Callable[[], object]) -> None:
     """Wait for what happens in another process, which tells nobody."""
     async with asyncio.timeout(WAIT_S):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
 
 

@@ -21,13 +21,13 @@ from codexsite.asgi import Service, build
 from codexsite.lifecycle import Lifecycle
 from proxy.dbthreads import read
 from proxy.engines.base import Completed, MessageDone, TextDelta, Usage, UsageReported
-from proxy.engines.scripted import ScriptedEngine
+from proxy.engines.scripted import ScriptedEngine, Step
 from proxy.gateway import is_recorded
 from proxy.models import AllowedRoot, ApiKey, ProxySettings
 from proxy.runtime import Builder, Runtime
 from tests.asgi import AsgiClient, Exchange, running
 
-HELLO = [
+HELLO: list[Step] = [
     TextDelta("Hel"),
     TextDelta("lo"),
     MessageDone("Hello"),
@@ -75,6 +75,11 @@ class Site:
         """Every audit row, oldest first, once all that was appended is committed."""
         await asyncio.to_thread(self.service.audit_log.flush)
         return await read(lambda: list(RequestRecord.objects.order_by("id")))
+
+    @staticmethod
+    def newest() -> RequestRecord:
+        """The newest row, read from the database: for when the log has ended and flushed."""
+        return RequestRecord.objects.latest("id")
 
     async def row(self) -> RequestRecord:
         """The one row there is; a second one is a failure."""

@@ -10,6 +10,7 @@ import pytest
 
 from proxy.engines.base import Completed, TextDelta, Usage, UsageReported
 from tests.asgi import Exchange, question
+from tests.contract.http.waiting import until
 
 
 def opened(site: Any, *, stream: bool) -> Exchange:
@@ -17,13 +18,6 @@ def opened(site: Any, *, stream: bool) -> Exchange:
         "POST", "/v1/chat/completions", json=question(stream=stream)
     )
     return exchange
-
-
-async def until(condition: Any) -> None:
-    """Let the application run until something holds."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def leave(site: Any, exchange: Exchange) -> None:

@@ -15,6 +15,7 @@ from proxy.engines.base import (
     MessageDone,
     ReasoningDelta,
     TextDelta,
+    Turn,
     Usage,
     UsageReported,
 )
@@ -163,7 +164,12 @@ class TestKeepalive:
         is_enough = asyncio.Event()
         taken: list[RunningTurn] = []
         run = site.engine.run
-        monkeypatch.setattr(site.engine, "run", lambda turn: taken.append(run(turn)) or taken[0])
+
+        def remember(turn: Turn) -> RunningTurn:
+            taken.append(run(turn))
+            return taken[-1]
+
+        monkeypatch.setattr(site.engine, "run", remember)
         exchange = await self.opened(site, is_enough, TextDelta("a"), Completed())
         (running,) = taken
         thinking = asyncio.create_task(think())

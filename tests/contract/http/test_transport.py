@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from proxy.errors import EngineBusy, EngineTimeout, EngineUnavailable, TurnFailed
+from proxy.gateway import Gateway
 from tests.asgi import question
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -191,4 +192,22 @@ async def test_bug_behind_the_api_is_500_without_its_text(
     answer = await site.client.ask()
     row = await site.refused(answer, 500, "internal_error", outcome="failed")
     assert b"secret" not in answer.body
+    assert "secret" not in row.error_message
+
+
+async def test_application_that_fails_mid_answer_is_a_failed_row(site: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("/secret/path")
+
+    gateway = Gateway(
+        app, audit_log=lambda: site.service.audit_log, max_body_bytes=1000, trusted_proxies=()
+    )
+    await site.client.get("/health")  # starts the service
+    site.client.app = gateway
+    exchange = site.client.open("GET", "/v1/models")
+    with pytest.raises(RuntimeError):
+        await exchange.task
+    row = await site.row()
+    assert (row.outcome, row.error_code, row.http_status) == ("failed", "internal_error", 200)
     assert "secret" not in row.error_message
