@@ -86,7 +86,7 @@ class Lifecycle:
     # Start and stop, once each.
 
     def _ensure_started(self) -> asyncio.Task[None]:
-        if self._starting is None:
+        if self._starting is None or _has_failed(self._starting):
             self._starting = _own_task(self._service.start(), "service-start")
         return self._starting
 
@@ -140,6 +140,10 @@ class Lifecycle:
                 # The host wants us gone: on shutdown `_shutdown` sees to it, else the client has
                 # left and the request knows. Either way its clean-up is bounded and ours to await.
         task.result()
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 def _receive_until(gone: asyncio.Event, receive: Receive) -> Receive:

@@ -241,7 +241,8 @@ LOGGING = {
         "proxy": {"level": "INFO"},
         "audit": {"level": "INFO"},
         "codexsite": {"level": "INFO"},
-        # Django's handlers would print each refused API request a second time.
+        # Refused requests are in the audit log.
+        "django.request": {"level": "ERROR"},
         "django": {"handlers": ["console"], "level": "WARNING", "propagate": False},
     },
 }

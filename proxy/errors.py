@@ -15,10 +15,11 @@
       UnsupportedMediaType            415     unsupported_media_type
       KeyBusy                         429     key_concurrency_exceeded
       ServerUnavailable               503     server_unavailable
+      ServerClosing                   503     server_shutting_down   refuses a new request
       InternalError                   500     internal_error
       EngineError                     502     engine_error
         EngineUnavailable             503     engine_unavailable     cannot start
-          ShuttingDown                503     server_shutting_down
+          ShuttingDown                503     server_shutting_down   ends a running turn
           NotLoggedIn                 503     codex_not_logged_in
           UpstreamRefusedLogin        503     upstream_auth_failed
           UpstreamOverloaded          503     server_overloaded
@@ -77,6 +78,13 @@ class ProxyError(Exception):
                 "code": self.code,
             }
         }
+
+
+class ServerClosing(ProxyError):
+    """This server ends and takes no new request; another one may."""
+
+    status, code, retry_after_s = 503, "server_shutting_down", 5
+    outcome = "rejected"
 
 
 class InternalError(ProxyError):
@@ -191,7 +199,7 @@ class EngineUnavailable(EngineError):
 
 
 class ShuttingDown(EngineUnavailable):
-    """The server ends while the turn runs, or refuses a new one for that reason."""
+    """The server ends while the turn runs."""
 
     code, outcome = "server_shutting_down", "interrupted"
 

@@ -73,7 +73,12 @@ class AllowedRoot(models.Model):
 
 class ApiKeyManager(models.Manager["ApiKey"]):
     def issue(
-        self, *, name: str, owner: Any, created_by: Any = None, **fields: Any
+        self,
+        *,
+        name: str,
+        owner: Any,  # noqa: ANN401
+        created_by: Any = None,  # noqa: ANN401
+        **fields: Any,  # noqa: ANN401 - user models and columns
     ) -> tuple[ApiKey, str]:
         """Create a key and return it with its secret, which is not kept and cannot be shown again."""
         key = ApiKey(name=name, owner=owner, created_by=created_by, **fields)

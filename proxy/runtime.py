@@ -33,7 +33,7 @@ from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
 from proxy.engines.running import RunningTurn
-from proxy.errors import EngineError, KeyBusy, NotLoggedIn, ProxyError, ShuttingDown
+from proxy.errors import EngineError, KeyBusy, NotLoggedIn, ProxyError, ServerClosing
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Runtime:
 
     def refuse_when_closing(self) -> None:
         if self._is_closing:
-            raise ShuttingDown("The server is shutting down.")
+            raise ServerClosing("The server is shutting down.")
 
     def refuse_new(self) -> None:
         """Take no more turns; those that run may finish."""
@@ -193,7 +193,12 @@ class Runtime:
         """Interrupt the running turns, end every child, and wait for both."""
         self._is_closing = True
         seats = list(self._seats.values())
-        await asyncio.gather(*(seat.engine.aclose() for seat in seats))
+        ends = await asyncio.gather(
+            *(seat.engine.aclose() for seat in seats), return_exceptions=True
+        )
+        for error in ends:
+            if isinstance(error, Exception):
+                log.error("an engine did not close cleanly", exc_info=error)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=15)
         if self._demo is not None:
@@ -331,7 +336,11 @@ def listens_on_loopback_only() -> bool:
     if not getattr(reactor, "running", False):
         return False
     ports = [item for item in reactor.getReaders() if isinstance(item, tcp.Port)]
-    return bool(ports) and all(ip_address(port.getHost().host).is_loopback for port in ports)
+    return bool(ports) and all(ip_address(_host_of(port)).is_loopback for port in ports)
+
+
+def _host_of(port: Any) -> str:  # noqa: ANN401 - Twisted's listening port, which has no types
+    return str(port.getHost().host)
 
 
 _current: Runtime | None = None

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from proxy.engines.app_server_events import TurnReader
-from proxy.engines.base import Completed, EngineConfig, Failed, Inspection, Turn, TurnStarted
+from proxy.engines.base import (
+    Completed,
+    EngineConfig,
+    Failed,
+    Inspection,
+    Tool,
+    Turn,
+    TurnStarted,
+)
 from proxy.engines.catalogue import AGENT_CONFIG, LEAN_CHAT_CONFIG, write_lean
 from proxy.engines.conversation import as_items, split_instructions
 from proxy.engines.launch import environment
@@ -82,7 +90,7 @@ class AppServerEngine:
             running.served_model = started.get("model") or running.served_model
             await thread.inject(history)
             running.laps.lap("thread_start")
-            await thread.ask({"effort": turn.effort} if turn.effort else {})
+            await thread.ask(turn_parameters(turn))
         running.laps.lap("turn_start")
         running.emit(TurnStarted())
 
@@ -116,8 +124,10 @@ def thread_parameters(
         "ephemeral": ephemeral,
         "approvalPolicy": "never",
         "sandbox": turn.sandbox,
-        "dynamicTools": [],
+        "dynamicTools": [dynamic_tool(tool) for tool in turn.tools],
     }
+    if turn.tools:
+        params["experimentalRawEvents"] = True
     if turn.model is not None:
         params["model"] = turn.model
     if turn.is_agent:
@@ -133,4 +143,26 @@ def thread_parameters(
         params["environments"] = []
         params["baseInstructions"] = instructions
         params["config"] = dict(LEAN_CHAT_CONFIG)
+    if turn.verbosity:
+        params["config"]["model_verbosity"] = turn.verbosity
     return params, as_items(rest)
+
+
+def turn_parameters(turn: Turn) -> dict[str, Any]:
+    """Return what `turn/start` is told beside the thread."""
+    wishes = {
+        "effort": turn.effort,
+        "summary": "auto" if turn.wants_reasoning else None,
+        "outputSchema": turn.output_schema,
+        "serviceTierForTurn": turn.service_tier,
+    }
+    return {name: value for name, value in wishes.items() if value is not None}
+
+
+def dynamic_tool(tool: Tool) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.description,
+        "inputSchema": tool.parameters,
+    }

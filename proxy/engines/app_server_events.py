@@ -15,6 +15,8 @@ from proxy.engines.base import (
     MessageDone,
     ReasoningDelta,
     TextDelta,
+    ToolCall,
+    ToolCalled,
     Usage,
     UsageReported,
 )
@@ -27,10 +29,13 @@ SEPARATOR = "\n\n"
 class TurnReader:
     """Turns notifications into events, and keeps what the audit wants: turn id, served model.
 
-    The answer is the text of all messages that are not commentary, a blank line between two.
+    The answer is the text of all messages that are not commentary, a blank line between two. With
+    tools of the caller's, the raw items of the model's response are heard too: only they show all
+    its calls in order, and its end (`rawResponse/completed`) ends the turn where there were calls.
     """
 
     def __init__(self) -> None:
+        self._calls = 0
         self.turn_id = ""
         self.rerouted_to = ""
         self.has_ended = False
@@ -52,6 +57,11 @@ class TurnReader:
                 return self._item_started(item)
             case "item/completed" if isinstance(item, dict):
                 return self._item_completed(item)
+            case "rawResponseItem/completed" if isinstance(item, dict):
+                return self._raw_item(item)
+            case "rawResponse/completed" if self._calls:
+                self.has_ended = True
+                return [*usage_events(params.get("usage")), Completed()]
             case "thread/tokenUsage/updated":
                 return usage_events(params["tokenUsage"]["total"])
             case "model/rerouted":
@@ -69,6 +79,12 @@ class TurnReader:
         lead = SEPARATOR if self._answers and item_id != self._item else ""
         self._item = item_id
         return [TextDelta(lead + text)]
+
+    def _raw_item(self, item: dict[str, Any]) -> list[Event]:
+        if item["type"] != "function_call":
+            return []
+        self._calls += 1
+        return [ToolCalled(ToolCall(item["call_id"], item["name"], item["arguments"]))]
 
     def _item_started(self, item: dict[str, Any]) -> list[Event]:
         if item["type"] == "agentMessage" and item.get("phase") == "commentary":
@@ -106,8 +122,10 @@ class TurnReader:
         return Failed(error_of(str(error.get("message") or ""), error.get("codexErrorInfo")))
 
 
-def usage_events(total: dict[str, Any]) -> list[Event]:
+def usage_events(total: dict[str, Any] | None) -> list[Event]:
     """Return what the thread has used. All zeros means that the provider did not say."""
+    if total is None:
+        return []
     usage = Usage(
         input_tokens=total["inputTokens"],
         cached_input_tokens=total["cachedInputTokens"],

@@ -7,22 +7,72 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from proxy.engines.running import RunningTurn
     from proxy.errors import EngineError
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 Sandbox = Literal["read-only", "workspace-write"]
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A part of a message that is text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A part of a message that is an image, as a data URL that has been checked."""
+
+    url: str
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model asks the caller to run one of its tools; `arguments` is JSON text, verbatim."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the conversation, with the role that the caller gave it."""
+    """One message of the conversation, with the role that the caller gave it.
+
+    An assistant's message may carry the tool calls that it made; one of the role `tool` answers the
+    call of the id `tool_call_id`.
+    """
 
     role: Role
-    text: str
+    content: str | tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (Text(self.content),) if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """The text of all its parts."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, Text))
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the caller's that the model may ask for; `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +81,10 @@ class Turn:
 
     `deadline` is absolute, in seconds of the event loop's clock (`loop.time()`, monotonic); it
     covers queue, start and answer. `cwd` is a real path that the policy has checked. The sandbox
-    decides the mode: `read-only` is a chat turn without tools or environment, `workspace-write`
-    an agent turn. `model` is a name of Codex's catalogue; None leaves the choice to Codex.
+    decides the mode: `read-only` is a chat turn without environment, `workspace-write` an agent
+    turn. `model` is a name of Codex's catalogue; None leaves the choice to Codex. `tools` are the
+    caller's own: a turn ends as completed when the model asks for some of them. `output_schema`
+    constrains the answer, in OpenAI's strict form. None of the rest means Codex's own choice.
     """
 
     request_id: str
@@ -42,6 +94,11 @@ class Turn:
     sandbox: Sandbox = "read-only"
     model: str | None = None
     effort: str | None = None
+    tools: tuple[Tool, ...] = ()
+    output_schema: Mapping[str, Any] | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    wants_reasoning: bool = False
 
     @property
     def is_agent(self) -> bool:
@@ -83,6 +140,13 @@ class MessageDone:
 
     text: str
     is_commentary: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The model asks for a tool of the caller's; several come in the model's order."""
+
+    call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +207,7 @@ Event = (
     | TextDelta
     | ReasoningDelta
     | MessageDone
+    | ToolCalled
     | AnswerRestarted
     | CommandStarted
     | CommandFinished
@@ -161,6 +226,8 @@ class Model:
     display_name: str
     efforts: tuple[str, ...]
     is_default: bool
+    service_tiers: tuple[str, ...] = ()
+    takes_images: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from proxy.engines.base import Message
+from proxy.engines.base import Image, Message, Part
 
 EXEC_PREAMBLE = (
     "Below is a conversation as a JSON array, oldest message first. The field `role` says who wrote "
@@ -29,23 +29,45 @@ def split_instructions(messages: Sequence[Message]) -> tuple[str, tuple[Message,
 
 
 def as_items(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages as Responses items for `thread/inject_items`.
+    """Return messages as Responses items for `thread/inject_items`, in order.
 
-    Codex drops items of the role `system` silently; `developer` carries the same weight.
+    An assistant's tool calls follow its text as items of their own; what answers them is found by
+    the call's id. Codex drops items of the role `system` silently; `developer` carries the same
+    weight.
     """
-    return [
+    return [item for message in messages for item in _items_of(message)]
+
+
+def _items_of(message: Message) -> list[dict[str, Any]]:
+    if message.role == "tool":
+        return [
+            {
+                "type": "function_call_output",
+                "call_id": message.tool_call_id,
+                "output": message.text,
+            }
+        ]
+    calls = [
         {
-            "type": "message",
-            "role": "developer" if message.role == "system" else message.role,
-            "content": [
-                {
-                    "type": "output_text" if message.role == "assistant" else "input_text",
-                    "text": message.text,
-                }
-            ],
+            "type": "function_call",
+            "call_id": call.id,
+            "name": call.name,
+            "arguments": call.arguments,
         }
-        for message in messages
+        for call in message.tool_calls
     ]
+    if not message.parts or (calls and not message.text):
+        return calls
+    role = "developer" if message.role == "system" else message.role
+    content = [_content_of(part, role) for part in message.parts]
+    return [{"type": "message", "role": role, "content": content}, *calls]
+
+
+def _content_of(part: Part, role: str) -> dict[str, Any]:
+    # An image carries no `detail`: Codex replaces an image of detail `low` by a remark.
+    if isinstance(part, Image):
+        return {"type": "input_image", "image_url": part.url}
+    return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}
 
 
 def as_prompt(messages: Sequence[Message]) -> str:

@@ -210,6 +210,8 @@ class Worker:
                 inbox.put(frame)
         elif isinstance(frame, Answer):
             self._settle(frame)
+        elif isinstance(frame, ServerRequest) and frame.method == "item/tool/call":
+            pass  # the turn ends here: the caller runs the tool and asks again with its result
         elif isinstance(frame, ServerRequest):
             log.warning("%s: refused a request of the server: %s", self.name, frame.method)
             if self._child is not None:
@@ -250,8 +252,14 @@ class Worker:
 
 
 def _model(entry: dict[str, Any]) -> Model:
-    efforts = tuple(item["reasoningEffort"] for item in entry["supportedReasoningEfforts"])
-    return Model(entry["model"], entry["displayName"], efforts, bool(entry["isDefault"]))
+    return Model(
+        id=entry["model"],
+        display_name=entry["displayName"],
+        efforts=tuple(item["reasoningEffort"] for item in entry["supportedReasoningEfforts"]),
+        is_default=bool(entry["isDefault"]),
+        service_tiers=tuple(tier["id"] for tier in entry.get("serviceTiers") or ()),
+        takes_images="image" in (entry.get("inputModalities") or ["image"]),
+    )
 
 
 class Thread:
