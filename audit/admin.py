@@ -157,8 +157,9 @@ class RequestRecordAdmin(LogAdmin):
             "What",
             {
                 "fields": (
-                    "call", "stream", "model_asked", "model_served", "engine", "worker",
-                    "codex_version",
+                    "call", "stream", "model_asked", "model_served", "asked_details",
+                    "ignored_params", "service_tier", "engine", "worker", "codex_version",
+                    "joined_link", "client_request_id",
                 )
             },
         ),
@@ -255,6 +256,17 @@ class RequestRecordAdmin(LogAdmin):
     @column("error")
     def error(self, record: RequestRecord) -> str | None:
         return ": ".join(filter(None, (record.error_code, record.error_message))) or None
+
+    @column("asked for")
+    def asked_details(self, record: RequestRecord) -> str | None:
+        return ", ".join(f"{name} {value}" for name, value in record.asked.items()) or None
+
+    @column("joined as a retry of")
+    def joined_link(self, record: RequestRecord) -> SafeString | None:
+        if record.joined_to is None:
+            return None
+        url = reverse("admin:audit_requestrecord_changelist")
+        return format_html('<a href="{}?q={}">{}</a>', url, record.joined_to, record.joined_to)
 
     @column("working directory")
     def folder(self, record: RequestRecord) -> str | None:

@@ -17,6 +17,7 @@ PHASES: dict[str, tuple[str, str]] = {
     "first_event": ("until Codex's first event", "#0ea5e9"),
     "first_delta": ("until the first words", "#4f46e5"),
     "answer": ("the answer itself", "#10b981"),
+    "joined": ("reading another request's answer", "#10b981"),
     "response": ("finishing the response", "#84cc16"),
 }
 REST = "other"

@@ -18,10 +18,12 @@ django.setup(set_prefix=False)
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from asgiref.sync import ThreadSensitiveContext
 from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
@@ -29,6 +31,7 @@ from django.core.handlers.asgi import ASGIHandler
 from audit.writer import AuditLog
 from codexsite.lifecycle import Lifecycle
 from proxy import runtime
+from proxy.cors import Cors
 from proxy.gateway import Gateway, Receive, Scope, Send, is_recorded
 from proxy.models import ApiKey
 from proxy.runtime import Runtime
@@ -37,7 +40,20 @@ SERVER_PATHS = ("/health", "/ready", "/metrics")
 
 
 class ApiHandler(ASGIHandler):
-    """Django's own handler with the API's short list: each usual middleware costs thread hops."""
+    """Django's own handler with the API's short list: each usual middleware costs thread hops.
+
+    What is left for a thread (Django's own signals around a request) goes to one that stays, where
+    Django would start one for each request. No view of the API works there: the ORM has threads of
+    its own (`proxy.dbthreads`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="api-signals")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        async with ThreadSensitiveContext(executor=self._thread):
+            await self.handle(scope, receive, send)
 
     def load_middleware(self, is_async: bool = False) -> None:
         usual, settings.MIDDLEWARE = settings.MIDDLEWARE, settings.API_MIDDLEWARE
@@ -99,6 +115,7 @@ def build(service: Service) -> Lifecycle:
         audit_log=lambda: service.audit_log,
         max_body_bytes=settings.MAX_BODY_BYTES,
         trusted_proxies=settings.TRUSTED_PROXIES,
+        cors=Cors(settings.CORS_ORIGINS),
     )
     router = ProtocolTypeRouter({"http": gateway})
     return Lifecycle(router, service, grace_s=settings.SHUTDOWN_GRACE_S)

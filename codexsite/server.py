@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import daphne.server
+from daphne.http_protocol import WebRequest
 
 BACKLOG = 4096
 """Connections that wait to be accepted. At Twisted's 50, bursts of clients wait a second or more."""
@@ -61,6 +63,7 @@ class Server(daphne.server.Server):  # type: ignore[misc] # daphne has no types
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+        _read_no_forms(self.http_factory)
         if self.signal_handlers:
             _end_with_the_terminal()
         # Then the reactor has its signal handlers, and whoever is told may end it cleanly at once.
@@ -72,6 +75,21 @@ class Server(daphne.server.Server):  # type: ignore[misc] # daphne has no types
         reason = getattr(failure.value, "socketError", failure.value)
         self._failure = ListenFailed(getattr(reason, "strerror", None) or str(reason))
         self.stop()
+
+
+def _read_no_forms(factory: Any) -> None:  # noqa: ANN401 - Daphne has no types
+    """Keep Twisted from parsing forms: the application does, and answers bad ones in its own words.
+
+    Twisted would end the connection of a malformed one with a bare 400, on no record.
+    """
+    build = factory.buildProtocol
+
+    def build_protocol(address: object) -> Any:  # noqa: ANN401
+        protocol = build(address)
+        protocol.requestFactory = partial(WebRequest, parsePOSTFormSubmission=False)
+        return protocol
+
+    factory.buildProtocol = build_protocol
 
 
 def log_access(protocol: str, action: str, details: dict[str, Any]) -> None:

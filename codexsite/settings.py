@@ -6,6 +6,7 @@ Nothing else in the project reads the environment.
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,24 @@ def _networks(name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network,
 
 
 TRUSTED_PROXIES = _networks("CODEX_PROXY_TRUSTED_PROXIES")
+
+
+def _origins(name: str) -> tuple[str, ...]:
+    """Return web origins (`https://host:port`) as browsers write them, or `*` for all."""
+    origins = tuple(item.strip().lower() for item in read(env.list, name, []))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+            raise ImproperlyConfigured(
+                f"{name}: {origin!r} is not an origin like https://host:port"
+            )
+    if "*" in origins and ALLOW_ANONYMOUS:
+        raise ImproperlyConfigured(
+            f"{name}: '*' and CODEX_PROXY_ALLOW_ANONYMOUS together would let any web page ask."
+        )
+    return origins
+
+
+CORS_ORIGINS = _origins("CODEX_PROXY_CORS_ORIGINS")
 
 
 # Field of the settings' row, its variable, how it is read.

@@ -206,7 +206,7 @@ class ApiKeyAdmin(PolicyAdmin):
     )  # fmt: skip
     fields_of_policy = (
         "allowed_roots", "default_root", "engine", "models_allowed", "max_concurrency",
-        "agent_by_default",
+        "agent_by_default", "is_strict",
     )  # fmt: skip
     actions_detail = ("rotate", "revoke")
 
@@ -470,6 +470,7 @@ class ProxySettingsAdmin(PolicyAdmin):
             ("model", "fast", "ephemeral", "codex_configs", "codex_bin", "app_server_codex_home",
              "proxy"),
         ),
+        ("Answers", ("reasoning", "max_choices", "fetch_images")),
         ("Where keys without roots work", ("allowed_roots", "default_cwd")),
         ("Agent mode", ("agent",)),
         ("Log", ("log_level",)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from asgiref.sync import markcoroutinefunction
@@ -16,11 +18,12 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.request import split_domain_port
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
+from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
 from ninja.security import HttpBearer
 
 from audit import metrics
-from proxy import __version__, completions, policy, runtime, schemas
+from proxy import __version__, asked, completions, fetching, openapi, policy, runtime, schemas
 from proxy.dbthreads import read
 from proxy.engines.base import Inspection
 from proxy.errors import (
@@ -35,7 +38,9 @@ from proxy.errors import (
     UnsupportedMediaType,
 )
 from proxy.gateway import RequestContext, context_of
+from proxy.joining import mark_of
 from proxy.models import ApiKey
+from proxy.sse import TextChunkWriter
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +48,11 @@ ERRORS = dict.fromkeys(
     (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope
 )
 STARTED_AT = time.time()
+UNFIT_FOR_A_HEADER = re.compile(r"[^\x20-\x7e]")
+Response = TypeVar("Response", HttpResponse, StreamingHttpResponse)
+
+_decoding = asyncio.Semaphore(2)
+"""Requests whose images are decoded at once: each may take hundreds of megabytes."""
 
 
 class JsonParser(Parser):
@@ -121,7 +131,22 @@ def _may_be_anonymous(request: HttpRequest, context: RequestContext) -> bool:
     return context.is_local and is_named_local and runtime.listens_on_loopback_only()
 
 
-api = NinjaAPI(
+class Api(NinjaAPI):
+    """Ninja's, with the parts of the OpenAPI document that it cannot derive."""
+
+    def get_openapi_schema(self, **options: Any) -> OpenAPISchema:  # noqa: ANN401 - ninja's own
+        document = super().get_openapi_schema(**options)
+        openapi.complete(
+            document,
+            {
+                "createChatCompletion": schemas.ChatCompletionChunk,
+                "createCompletion": schemas.TextCompletion,
+            },
+        )
+        return document
+
+
+api = Api(
     title="codexsite",
     version=__version__,
     description="Chat completions of the OpenAI API, answered by the OpenAI Codex CLI.",
@@ -141,48 +166,115 @@ bearer = BearerKey()
     "/v1/chat/completions",
     auth=bearer,
     response={200: schemas.ChatCompletion, **ERRORS},
+    operation_id="createChatCompletion",
     summary="Create a chat completion, whole or (with `stream`) as server-sent events",
     tags=["chat"],
 )
 async def create_chat_completion(
     request: HttpRequest, payload: schemas.ChatCompletionRequest
 ) -> HttpResponse | StreamingHttpResponse:
+    exchange = await _begin(request, payload)
+    if exchange.asked.is_stream:
+        head = await completions.head_of(exchange)
+        response = _event_stream(completions.stream_answers(exchange, head))
+        return _with_notes(response, exchange)
+    answers = await completions.whole_answers(exchange)
+    choices = [
+        {
+            "index": index,
+            "message": answer.message(),
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+        }
+        for index, answer in enumerate(answers)
+    ]
+    head_fields = {"object": "chat.completion", "service_tier": exchange.service_tier}
+    return _with_notes(_json(_completion(exchange, choices, **head_fields)), exchange)
+
+
+@api.post(
+    "/v1/completions",
+    auth=bearer,
+    response={200: schemas.TextCompletion, **ERRORS},
+    operation_id="createCompletion",
+    summary="Legacy: complete one prompt, carried out as a chat with one message",
+    tags=["chat"],
+)
+async def create_completion(
+    request: HttpRequest, payload: schemas.CompletionRequest
+) -> HttpResponse | StreamingHttpResponse:
+    exchange = await _begin(request, asked.as_chat(payload))
+    if exchange.asked.is_stream:
+        head = await completions.head_of(exchange)
+        chunks = completions.stream_answers(exchange, head, TextChunkWriter)
+        return _with_notes(_event_stream(chunks), exchange)
+    answers = await completions.whole_answers(exchange)
+    choices = [
+        {
+            "index": index,
+            "text": answer.text,
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+        }
+        for index, answer in enumerate(answers)
+    ]
+    body = _completion(exchange, choices, object="text_completion")
+    return _with_notes(_json(body), exchange)
+
+
+async def _begin(
+    request: HttpRequest, payload: schemas.ChatCompletionRequest
+) -> completions.Exchange:
     context = context_of(request.scope)  # type: ignore[attr-defined]
     asker: completions.Asker = request.auth  # type: ignore[attr-defined]
-    running = await completions.begin(runtime.current(), context, asker, payload)
-    if payload.stream:
-        head = await completions.head_of(running)
-        options = payload.stream_options
-        return _event_stream(
-            completions.stream_answer(
-                running, head, context, include_usage=bool(options and options.include_usage)
+    understood = await _understand(payload, asker.options)
+    mark = mark_of(request.headers, request.path, request.body)
+    return await completions.begin(runtime.current(), context, asker, understood, mark)
+
+
+async def _understand(
+    payload: schemas.ChatCompletionRequest, options: policy.Options
+) -> asked.Asked:
+    """Return what is asked; where there are images, they are fetched and decoded off the loop."""
+    places = [
+        (part.image_url, f"messages[{index}].content[{number}]")
+        for index, message in enumerate(payload.messages)
+        if isinstance(message.content, list)
+        for number, part in enumerate(message.content)
+        if part.type == "image_url" and part.image_url is not None
+    ]
+    if not places:
+        return asked.understand(payload, max_choices=options.max_choices)
+    may_fetch = fetching.default_policy() if options.fetch_images else None
+    for image, where in places:
+        if image.url.lower().startswith(("http:", "https:")):
+            image.url = await fetching.fetch_image(
+                image.url, where, policy=may_fetch, detail=image.detail
             )
-        )
-    answer = await completions.whole_answer(running)
-    return _json(
-        {
-            "id": completions.completion_id(context),
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": running.served_model,
-            "service_tier": "default",
-            "system_fingerprint": None,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {
-                        "role": "assistant",
-                        "content": answer.text or None,
-                        "refusal": answer.refusal,
-                        "annotations": [],
-                    },
-                    "logprobs": None,
-                    "finish_reason": answer.finish_reason,
-                }
-            ],
-            "usage": completions.usage_body(running.usage),
-        }
-    )
+    async with _decoding:
+        return await asyncio.to_thread(asked.understand, payload, max_choices=options.max_choices)
+
+
+def _completion(
+    exchange: completions.Exchange, choices: list[dict[str, Any]], **fields: str
+) -> dict[str, Any]:
+    return {
+        "id": exchange.completion_id,
+        "created": int(time.time()),
+        "model": exchange.served_model,
+        "system_fingerprint": None,
+        **fields,
+        "choices": choices,
+        "usage": exchange.usage(),
+    }
+
+
+def _with_notes(response: Response, exchange: completions.Exchange) -> Response:
+    """Say in the headers what was not carried out, and which engine answers."""
+    if exchange.asked.ignored:
+        names = ",".join(exchange.asked.ignored)
+        response["x-ignored-params"] = UNFIT_FOR_A_HEADER.sub("?", names)[:1000]
+    return response
 
 
 def _event_stream(chunks: Any) -> StreamingHttpResponse:  # noqa: ANN401 - an async iterator
@@ -219,6 +311,7 @@ def _model(name: str, options: policy.Options) -> dict[str, Any]:
     "/v1/models",
     auth=bearer,
     response={200: schemas.ModelList, **ERRORS},
+    operation_id="listModels",
     summary="List the models that this key may use",
     tags=["models"],
 )
@@ -232,6 +325,7 @@ async def list_models(request: HttpRequest) -> HttpResponse:
     "/v1/models/{path:model_id}",
     auth=bearer,
     response={200: schemas.Model, **ERRORS},
+    operation_id="retrieveModel",
     summary="Describe one model",
     tags=["models"],
 )
@@ -249,12 +343,24 @@ async def retrieve_model(request: HttpRequest, model_id: str) -> HttpResponse:
 # --- How the server does ----------------------------------------------------------------------
 
 
-@api.get("/health", summary="Whether this process answers", tags=["server"])
+@api.get(
+    "/health",
+    response={200: schemas.Health},
+    operation_id="getHealth",
+    summary="Whether this process answers",
+    tags=["server"],
+)
 async def health(request: HttpRequest) -> HttpResponse:
     return _json({"status": "ok", "version": __version__})
 
 
-@api.get("/ready", summary="Whether a completion would be answered, and why not", tags=["server"])
+@api.get(
+    "/ready",
+    response={200: schemas.Readiness, 503: schemas.Readiness},
+    operation_id="getReadiness",
+    summary="Whether a completion would be answered, and why not",
+    tags=["server"],
+)
 async def ready(request: HttpRequest) -> HttpResponse:
     found = await runtime.check_health(runtime.current())
     checks = {
@@ -272,6 +378,9 @@ async def ready(request: HttpRequest) -> HttpResponse:
 
 @api.get(
     "/metrics",
+    response={200: schemas.Metrics, 500: schemas.ErrorEnvelope, 503: schemas.ErrorEnvelope},
+    openapi_extra=openapi.METRICS,
+    operation_id="getMetrics",
     summary="Counters of all processes, as JSON, or as Prometheus text where that is asked for",
     tags=["server"],
 )
@@ -358,7 +467,15 @@ def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
 PYDANTIC_CODES = {
     "missing": "missing_required_parameter",
     "too_short": "empty_array",
+    "too_long": "array_above_max_length",
+    "string_too_short": "string_below_min_length",
+    "string_too_long": "string_above_max_length",
     "literal_error": "invalid_value",
+    "int_from_float": "invalid_type",
+}
+BOUNDS = {
+    "greater_than_equal": ("ge", "below_min_value"),
+    "less_than_equal": ("le", "above_max_value"),
 }
 
 
@@ -375,6 +492,10 @@ def invalid_field(found: dict[str, Any]) -> InvalidRequest:
     if not param and kind == "missing":
         return InvalidRequest("The request has no body; send a JSON object.", code="invalid_json")
     code = PYDANTIC_CODES.get(kind, "invalid_type" if "type" in kind else "invalid_value")
+    if kind in BOUNDS:
+        name, suffix = BOUNDS[kind]
+        number = "integer" if isinstance(found["ctx"][name], int) else "decimal"
+        code = f"{number}_{suffix}"
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
     else:

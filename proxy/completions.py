@@ -1,6 +1,6 @@
-"""The use case: from a parsed request to a running turn, and from its events to an answer.
+"""The use case: from what was asked to running turns, and from their events to an answer.
 
-    authenticate -> workspace -> grant -> model -> on record -> turn -> first event -> answer
+    authenticate -> workspace -> grant -> model -> on record -> turns -> first event -> answer
 
 The status is decided before the first byte: a refused, queued-out or failed turn raises here.
 """
@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proxy import policy
+from proxy.answers import Answer, broken_off, total_usage, usage_body
+from proxy.asked import Asked, check_effort, check_images, tier_to_send
+from proxy.checked import run_checked
 from proxy.dbthreads import read
 from proxy.engines.base import (
     AnswerRestarted,
@@ -24,10 +27,11 @@ from proxy.engines.base import (
     Failed,
     Message,
     MessageDone,
+    Sandbox,
     TextDelta,
+    ToolCalled,
     Turn,
     TurnStarted,
-    Usage,
     UsageReported,
 )
 from proxy.engines.running import RunningTurn
@@ -35,14 +39,13 @@ from proxy.errors import (
     AnswerIncomplete,
     EngineError,
     InternalError,
-    InvalidRequest,
     ServerUnavailable,
-    TurnFailed,
     UnsupportedParameter,
 )
+from proxy.feed import Feed, Reader
 from proxy.gateway import RequestContext
+from proxy.joining import RETRY_GRACE_S, RetryMark
 from proxy.runtime import Runtime
-from proxy.schemas import ChatCompletionRequest, ChatMessage
 from proxy.sse import DONE, KEEPALIVE, ChunkWriter, frame
 
 log = logging.getLogger(__name__)
@@ -51,121 +54,7 @@ HEAD_HOLD_S = 1.5
 """How long a stream's status waits for the model's first event once Codex has taken the turn."""
 KEEPALIVE_S = 10.0
 
-CHANGES_THE_ANSWER: dict[str, tuple[object, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none",),
-    "functions": ([],),
-    "function_call": ("none",),
-    "response_format": ({"type": "text"},),
-    "stop": ([],),
-    "logprobs": (False,),
-    "audio": (),
-    "web_search_options": (),
-}
-"""Fields whose silent loss would mislead the caller; not honoured yet, so refused.
-
-With each go the values that ask for nothing.
-"""
-ONLY_VALUE: dict[str, object] = {"n": 1, "modalities": ["text"]}
-
-
-# --- What was asked ---------------------------------------------------------------------------
-
-
-def refuse_unsupported(request: ChatCompletionRequest) -> None:
-    """Raise `UnsupportedParameter` for a field that would change the answer and is not honoured."""
-    extra = {
-        name: value for name, value in (request.model_extra or {}).items() if value is not None
-    }
-    for name, neutral in CHANGES_THE_ANSWER.items():
-        if name in extra and extra[name] not in neutral:
-            raise UnsupportedParameter(f"Unsupported parameter: '{name}'.", param=name)
-    for name, value in ONLY_VALUE.items():
-        if extra.get(name, value) != value:
-            raise UnsupportedParameter(
-                f"Unsupported value: '{name}' must be {value}.",
-                param=name,
-                code="unsupported_value",
-            )
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-            param="stream_options",
-        )
-
-
-def conversation_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    """Return the messages with their roles. Raises `InvalidRequest` naming the part at fault."""
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
-
-
-def _message(message: ChatMessage, where: str) -> Message:
-    calls = message.tool_calls or (message.model_extra or {}).get("function_call")
-    if message.role == "tool" or message.role == "function" or calls:
-        raise UnsupportedParameter(f"Tool calls are not supported: {where}.", param=where)
-    text = _text(message, where)
-    if message.role == "assistant" and not text:
-        text = message.refusal or ""
-    elif message.content is None:
-        raise InvalidRequest(
-            f"Invalid value for '{where}.content': expected a string or an array of parts, got null.",
-            param=f"{where}.content",
-            code="invalid_type",
-        )
-    return Message(message.role, text)
-
-
-def _text(message: ChatMessage, where: str) -> str:
-    if not isinstance(message.content, list):
-        return message.content or ""
-    if not message.content:
-        raise InvalidRequest(
-            f"Invalid '{where}.content': empty array.", param=f"{where}.content", code="empty_array"
-        )
-    texts = []
-    for index, part in enumerate(message.content):
-        place = f"{where}.content[{index}]"
-        if part.type != "text":
-            raise UnsupportedParameter(
-                f"Content parts of type '{part.type}' are not supported: {place}.", param=place
-            )
-        if part.text is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{place}.text'.",
-                param=f"{place}.text",
-                code="missing_required_parameter",
-            )
-        texts.append(part.text)
-    return "\n".join(texts)
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What `metadata` asks of the policy; None leaves it to the key."""
-
-    cwd: str | None
-    agent: bool | None
-
-
-def wish_of(metadata: dict[str, Any] | None) -> Wish:
-    """Return the parts of `metadata` that mean something here. Raises `InvalidRequest`."""
-    metadata = metadata or {}
-    cwd, agent = metadata.get("cwd"), metadata.get("agent")
-    if cwd is not None and not isinstance(cwd, str):
-        raise InvalidRequest(
-            "Invalid type for 'metadata.cwd': expected a string.",
-            param="metadata.cwd",
-            code="invalid_type",
-        )
-    if agent is not None and str(agent).lower() not in ("true", "false"):
-        raise InvalidRequest(
-            'Invalid value for \'metadata.agent\': expected "true" or "false".',
-            param="metadata.agent",
-        )
-    return Wish(cwd, None if agent is None else str(agent).lower() == "true")
-
-
-# --- From the request to a running turn -------------------------------------------------------
+MAX_NOTED_PARAMS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,53 +65,165 @@ class Asker:
     options: policy.Options
 
 
-async def begin(
-    runtime: Runtime, context: RequestContext, asker: Asker, request: ChatCompletionRequest
-) -> RunningTurn:
-    """Check the policy, put the request on record, start its turn, and return it.
+@dataclass(slots=True)
+class Exchange:
+    """A request whose turns run: what was asked, and where their events are read."""
 
-    The turn belongs to the request's stack, which ends it whatever happens. Raises any `ProxyError`
-    that the policy or the record gives; those of the engine come as events.
+    asked: Asked
+    context: RequestContext
+    reader: Reader
+    service_tier: str
+    is_checked: bool
+    shows_reasoning: bool
+
+    @property
+    def turns(self) -> list[RunningTurn]:
+        return self.reader.feed.turns
+
+    @property
+    def completion_id(self) -> str:
+        return f"chatcmpl-{self.context.record.request_id.hex}"
+
+    @property
+    def served_model(self) -> str:
+        return self.turns[0].served_model
+
+    def new_answers(self) -> list[Answer]:
+        return [
+            Answer(self.asked, is_checked=self.is_checked, shows_reasoning=self.shows_reasoning)
+            for _ in self.turns
+        ]
+
+    def usage(self) -> dict[str, Any] | None:
+        return usage_body(total_usage([turn.usage for turn in self.turns]))
+
+
+# --- From the request to running turns --------------------------------------------------------
+
+
+async def begin(
+    runtime: Runtime, context: RequestContext, asker: Asker, asked: Asked, mark: RetryMark
+) -> Exchange:
+    """Check the policy, put the request on record, start its turns, and return both.
+
+    The turns belong to the request's stack, which ends them whatever happens. A retry of a request
+    that still runs reads that one's turns instead. Raises any `ProxyError` that the policy or the
+    record gives; those of the engine come as events.
     """
-    caller, options = asker.caller, asker.options
+    caller, options, record = asker.caller, asker.options, context.record
     deadline = asyncio.get_running_loop().time() + options.timeout_seconds
-    record = context.record
-    refuse_unsupported(request)
-    messages, wish = conversation_of(request.messages), wish_of(request.metadata)
-    wants_agent = caller.asks_for_agent or options.agent if wish.agent is None else wish.agent
-    kind = caller.engine or options.engine
+    record.note(asked=asked.summary(), ignored_params=",".join(asked.ignored)[:MAX_NOTED_PARAMS])
+    _refuse_ignored_where_strict(caller, asked)
+    wants_agent = _wants_agent(asker, asked)
+    kind = _engine_for(asker, asked, wants_agent=wants_agent)
     record.note(engine=kind, agent_mode=wants_agent)
 
-    workspace = await read(policy.resolve_workspace, caller, wish.cwd)
+    workspace = await read(policy.resolve_workspace, caller, asked.wish.cwd)
     record.note(cwd=workspace.path, root_alias=workspace.root.alias)
-    sandbox = "read-only"
+    sandbox: Sandbox = "read-only"
     if wants_agent:
         grant = await read(policy.find_grant, caller, workspace)
         record.note(grant_id=grant.pk)
         sandbox = "workspace-write"
     record.note(sandbox=sandbox)
+    inspection = await runtime.usable(kind, options)
+    model = policy.resolve_model(asked.model, caller, options, inspection)
+    entry = next((known for known in inspection.models if known.id == model), None)
+    check_effort(asked, entry)
+    check_images(asked, entry)
+    joined = runtime.joins.find(caller, mark)
+    if joined is not None:
+        record.note(joined_to=joined.request_id)
+    else:
+        _take_place(runtime, context, caller)
+    context.laps.lap("policy")
+    _put_on_record(context)
+
+    tier = tier_to_send(asked, entry)
+    if joined is not None:
+        feed = joined.feed
+    else:
+        turn = Turn(
+            request_id=str(record.request_id),
+            messages=asked.messages,
+            cwd=workspace.path,
+            deadline=deadline,
+            sandbox=sandbox,
+            model=model,
+            effort=asked.effort,
+            verbosity=asked.verbosity,
+            service_tier=tier,
+            wants_reasoning=options.reasoning,
+        )
+        turn = _with_form(turn, asked)
+        feed = Feed([_run(runtime, kind, options, turn, asked) for _ in range(asked.choices)])
+        runtime.joins.add(caller, mark, record.request_id, feed)
+    reader = feed.join()
+    exchange = Exchange(
+        asked=asked,
+        context=context,
+        reader=reader,
+        service_tier=tier or "default",
+        is_checked=_must_check(asked),
+        shows_reasoning=options.reasoning,
+    )
+    is_ours = joined is None
+    context.before_close.append(lambda: _note_turns(exchange, is_ours=is_ours))
+    context.stack.push_async_callback(_leave, reader, context, mark)
+    return exchange
+
+
+async def _leave(reader: Reader, context: RequestContext, mark: RetryMark) -> None:
+    """Let go of the turns; at once, unless this client may come again for an answer it never saw."""
+    may_come_again = mark.may_come_again and context.status is None
+    await reader.aclose(RETRY_GRACE_S if may_come_again else 0.0)
+
+
+def _refuse_ignored_where_strict(caller: policy.Caller, asked: Asked) -> None:
+    if caller.is_strict and asked.ignored:
+        name = asked.ignored[0]
+        raise UnsupportedParameter(
+            f"Unsupported parameter: '{name}' is not carried out here, and this key refuses what "
+            "would be ignored.",
+            param=name,
+        )
+
+
+def _wants_agent(asker: Asker, asked: Asked) -> bool:
+    wants = asker.caller.asks_for_agent or asker.options.agent
+    if asked.wish.agent is not None:
+        wants = asked.wish.agent
+    has_tools = asked.tools.declared or asked.tools.mode == "forced"
+    if wants and has_tools:
+        raise UnsupportedParameter(
+            "Tools of the caller's cannot be used in agent mode: the agent has its own.",
+            param="tools",
+        )
+    return wants
+
+
+def _engine_for(asker: Asker, asked: Asked, *, wants_agent: bool) -> str:
+    """Return the engine for this request; the app-server one steps in for what exec cannot do."""
+    kind = asker.caller.engine or asker.options.engine
+    field = asked.only_app_server
+    if wants_agent and asked.has_images:  # exec takes them as files, beside which an agent works
+        field = "messages"
+    if kind != "exec" or not field:
+        return kind
+    if asker.caller.engine == "exec":
+        raise UnsupportedParameter(
+            f"The exec engine, which this key is bound to, cannot carry out what '{field}' asks; "
+            "the app-server engine can.",
+            param=field,
+        )
+    return "app-server"
+
+
+def _take_place(runtime: Runtime, context: RequestContext, caller: policy.Caller) -> None:
     place = context.stack.enter_context(ExitStack())
     place.enter_context(runtime.place_of(caller))
     # Free before the last byte: the client's next request must not meet this one's clean-up.
     context.before_close.append(place.close)
-    inspection = await runtime.usable(kind, options)
-    model = policy.resolve_model(request.model, caller, options, inspection)
-    context.laps.lap("policy")
-    _put_on_record(context)
-
-    turn = Turn(
-        request_id=str(record.request_id),
-        messages=messages,
-        cwd=workspace.path,
-        deadline=deadline,
-        sandbox="workspace-write" if wants_agent else "read-only",
-        model=model,
-        effort=request.reasoning_effort,
-    )
-    running = runtime.run(kind, options, turn)
-    context.before_close.append(lambda: _note_turn(context, running))
-    context.stack.push_async_callback(running.aclose)
-    return running
 
 
 def _put_on_record(context: RequestContext) -> None:
@@ -233,25 +234,72 @@ def _put_on_record(context: RequestContext) -> None:
         raise ServerUnavailable("The server cannot write its audit log now.") from error
 
 
-def _note_turn(context: RequestContext, running: RunningTurn) -> None:
-    """Copy what the turn knows of itself into the record."""
+def _with_form(turn: Turn, asked: Asked) -> Turn:
+    """Return the turn with the tools it may call, or the form that its answer must have."""
+    if asked.tools.mode == "auto":
+        turn = replace(turn, tools=asked.tools.declared)
+    schema, instruction = None, ""
+    if asked.tools.mode == "forced":
+        schema, instruction = asked.tools.forced_format()
+    elif asked.format is not None:
+        schema, instruction = asked.format.schema_for_codex, asked.format.instruction
+    said = (Message("developer", instruction),) if instruction else ()
+    return replace(turn, output_schema=schema, messages=(*said, *turn.messages))
+
+
+def _must_check(asked: Asked) -> bool:
+    """Whether the answer is only shown once it is whole: it is made of it, or may need repair."""
+    if asked.tools.mode == "forced":
+        return True
+    return asked.format is not None and not (asked.is_stream and asked.is_verbatim)
+
+
+def _run(
+    runtime: Runtime, kind: str, options: policy.Options, turn: Turn, asked: Asked
+) -> RunningTurn:
+    def ask(attempt: Turn) -> RunningTurn:
+        return runtime.run(kind, options, attempt)
+
+    return run_checked(ask, turn, _accept(asked)) if _must_check(asked) else ask(turn)
+
+
+def _accept(asked: Asked) -> Callable[[str], list[Event]]:
+    """Return what makes events of a whole answer, or raises `AnswerInvalid`."""
+    if asked.tools.mode == "forced":
+        return lambda text: [ToolCalled(call) for call in asked.tools.read_forced(text)]
+
+    def read_format(text: str) -> list[Event]:
+        assert asked.format is not None  # noqa: S101 - checked by `_must_check`
+        text = asked.format.read(text)
+        return [TextDelta(text), MessageDone(text)]
+
+    return read_format
+
+
+def _note_turns(exchange: Exchange, *, is_ours: bool) -> None:
+    """Copy what the turns know of themselves into the record; a joined one's cost is not its own."""
+    context, first = exchange.context, exchange.turns[0]
     before = context.laps.ms
     first_delta_ms = None
-    if "first_delta" in running.laps.ms:
-        until = list(running.laps.ms).index("first_delta") + 1
-        first_delta_ms = sum(before.values()) + sum(list(running.laps.ms.values())[:until])
+    if "first_delta" in first.laps.ms and is_ours:
+        until = list(first.laps.ms).index("first_delta") + 1
+        first_delta_ms = sum(before.values()) + sum(list(first.laps.ms.values())[:until])
     context.laps.lap("response")
     whole = before.pop("response")
-    engine_ms = running.engine_ms or running.laps.since_start_ms()
-    before.update(running.laps.ms)
-    before["response"] = round(max(whole - engine_ms, 0.0), 3)
-    usage = running.usage
+    engine_ms = first.engine_ms or first.laps.since_start_ms()
+    if is_ours:
+        before.update(first.laps.ms)
+        before["response"] = round(max(whole - engine_ms, 0.0), 3)
+    else:
+        before["joined"] = whole
+    usage = total_usage([turn.usage for turn in exchange.turns]) if is_ours else None
     context.record.note(
-        worker=running.worker,
-        codex_version=running.codex_version,
-        model_served=running.served_model,
+        worker=first.worker,
+        codex_version=first.codex_version,
+        model_served=first.served_model,
+        service_tier=exchange.service_tier,
         first_delta_ms=first_delta_ms,
-        engine_ms=engine_ms,
+        engine_ms=engine_ms if is_ours else None,
         input_tokens=usage.input_tokens if usage else None,
         cached_input_tokens=usage.cached_input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
@@ -261,120 +309,72 @@ def _note_turn(context: RequestContext, running: RunningTurn) -> None:
 
 # --- From events to an answer -----------------------------------------------------------------
 
-NO_TEXT = "The model gave no text: it refused, or its answer was withheld."
+Numbered = tuple[int, Event]
 
 
-@dataclass(slots=True)
-class Answer:
-    """What a turn has said so far, and how it ended."""
+async def head_of(exchange: Exchange) -> list[Numbered]:
+    """Return the first events of turns that have really begun.
 
-    text: str = ""
-    finish_reason: str = "stop"
-    refusal: str | None = None
-    settled: int = 0
-    """How much of the text belongs to whole messages, which no restart takes back."""
-
-    @property
-    def is_mid_message(self) -> bool:
-        return len(self.text) > self.settled
-
-    def take(self, event: Event) -> str:
-        """Take one event; return the text that it adds. Raises the error of a failed turn.
-
-        An answer that the provider cut short is an answer; one without any text is a refusal.
-        """
-        match event:
-            case TextDelta(text):
-                self.text += text
-                return text
-            case MessageDone(is_commentary=False):
-                self.settled = len(self.text)
-            case AnswerRestarted():
-                self.text = self.text[: self.settled]
-            case Failed(AnswerIncomplete() as incomplete) if self.text:
-                self.finish_reason = incomplete.finish_reason
-            case Failed(error):
-                raise error
-            case Completed() if not self.text:
-                self.finish_reason, self.refusal = "content_filter", NO_TEXT
-        return ""
-
-
-async def head_of(running: RunningTurn) -> list[Event]:
-    """Return the first events of a turn that has really begun.
-
-    Waits until Codex has taken the turn, and then a moment for its first event, so that most
-    failures still get a status of their own. Raises the error of a turn that failed by then.
+    Waits until Codex has taken a turn, and then a moment for its first event, so that most failures
+    still get a status of their own. Raises the error of a turn that failed by then.
     """
-    events: list[Event] = []
+    events: list[Numbered] = []
     hold: float | None = None
     while True:
-        event = await running.next_event(hold)
-        if event is None:
+        numbered = await exchange.reader.next_event(hold)
+        if numbered is None:
             return events
-        if isinstance(event, Failed):
+        event = numbered[1]
+        # One that was cut short before its text is an answer, however empty.
+        if isinstance(event, Failed) and not isinstance(event.error, AnswerIncomplete):
             raise event.error
-        events.append(event)
+        events.append(numbered)
         if not isinstance(event, TurnStarted | UsageReported):
             return events
         hold = HEAD_HOLD_S
 
 
-async def whole_answer(running: RunningTurn) -> Answer:
-    """Wait for the turn's end and return its answer. Raises the error of a failed turn."""
-    answer = Answer()
-    async for event in running:
-        answer.take(event)
-    return answer
+async def whole_answers(exchange: Exchange) -> list[Answer]:
+    """Wait for all turns and return their answers. Raises the error of one that failed."""
+    answers = exchange.new_answers()
+    while not all(answer.is_over for answer in answers):
+        numbered = await exchange.reader.next_event()
+        assert numbered is not None  # noqa: S101 - no timeout was given
+        _take(exchange, answers, numbered)
+    return answers
 
 
-async def stream_answer(
-    running: RunningTurn,
-    head: list[Event],
-    context: RequestContext,
-    *,
-    include_usage: bool,
+def _take(exchange: Exchange, answers: list[Answer], numbered: Numbered) -> list[dict[str, Any]]:
+    index, event = numbered
+    answer = answers[index]
+    deltas = answer.take(event)
+    if answer.is_over and not isinstance(event, Completed | Failed):
+        exchange.reader.feed.stop(index)  # cut by a stop text or the limit: the rest costs money
+    return deltas
+
+
+async def stream_answers(
+    exchange: Exchange,
+    head: list[Numbered],
+    new_writer: Callable[..., ChunkWriter] = ChunkWriter,
 ) -> AsyncIterator[bytes]:
     """Yield the events of a stream: chunks, keepalives while the model thinks, one end.
 
     A failure after the first byte is one error object; text that Codex would say twice after a
     reconnect is such a failure. The record is closed before the end is sent.
     """
-    writer = ChunkWriter(
-        completion_id=completion_id(context),
+    context = exchange.context
+    writer = new_writer(
+        completion_id=exchange.completion_id,
         created=int(time.time()),
-        model=running.served_model,
-        include_usage=include_usage,
+        model=exchange.served_model,
+        include_usage=exchange.asked.wants_usage,
+        service_tier=exchange.service_tier,
     )
-    clock = asyncio.get_running_loop().time
-    answer = Answer()
-    pending: list[Event] = list(head)
     try:
-        yield writer.role()
-        sent_at = clock()
-        while True:
-            # Counted from the last byte: a model that reasons aloud has events, and sends nothing.
-            quiet_s = max(sent_at + KEEPALIVE_S - clock(), 0.0)
-            event = pending.pop(0) if pending else await running.next_event(quiet_s)
-            if event is None:
-                yield KEEPALIVE
-                sent_at = clock()
-                continue
-            if isinstance(event, AnswerRestarted) and answer.is_mid_message:
-                raise TurnFailed(
-                    "The model provider's answer broke off before its end.",
-                    code="upstream_disconnected",
-                )
-            if text := answer.take(event):
-                yield writer.text(text)
-                sent_at = clock()
-            if isinstance(event, Completed | Failed):
-                break
-        if answer.refusal:
-            yield writer.refusal(answer.refusal)
-        yield writer.finish(answer.finish_reason)
-        if last_chunk := writer.usage(usage_body(running.usage)):
-            yield last_chunk
+        async for piece in _pieces(exchange, head, writer):
+            if piece:
+                yield piece
     except EngineError as error:
         context.error = error
     except Exception:
@@ -385,23 +385,32 @@ async def stream_answer(
     yield frame(context.error.envelope()) if context.error else DONE
 
 
-def completion_id(context: RequestContext) -> str:
-    return f"chatcmpl-{context.record.request_id.hex}"
-
-
-def usage_body(usage: Usage | None) -> dict[str, Any] | None:
-    """Return usage in OpenAI's words; None where the provider did not say."""
-    if usage is None:
-        return None
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens, "audio_tokens": 0},
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_output_tokens,
-            "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
-    }
+async def _pieces(
+    exchange: Exchange, head: list[Numbered], writer: ChunkWriter
+) -> AsyncIterator[bytes]:
+    clock = asyncio.get_running_loop().time
+    answers = exchange.new_answers()
+    pending = list(head)
+    for index in range(len(answers)):
+        yield writer.role(index)
+    sent_at = clock()
+    while not all(answer.is_over for answer in answers):
+        # Counted from the last byte: a model that runs commands has events, and sends nothing.
+        quiet_s = max(sent_at + KEEPALIVE_S - clock(), 0.0)
+        numbered = pending.pop(0) if pending else await exchange.reader.next_event(quiet_s)
+        if numbered is None:
+            yield KEEPALIVE
+            sent_at = clock()
+            continue
+        index, event = numbered
+        if isinstance(event, AnswerRestarted) and answers[index].is_mid_message:
+            raise broken_off()
+        was_over = answers[index].is_over
+        for delta in _take(exchange, answers, numbered):
+            if piece := writer.delta(delta, index):  # the legacy endpoint shows no reasoning
+                yield piece
+                sent_at = clock()
+        if answers[index].is_over and not was_over:
+            yield writer.finish(answers[index].finish_reason, index)
+            sent_at = clock()
+    yield writer.usage(exchange.usage())

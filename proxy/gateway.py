@@ -16,6 +16,7 @@ import orjson
 
 from audit.recorder import Record
 from proxy.addresses import client_address
+from proxy.cors import Cors, Headers, Permission
 from proxy.engines.running import Laps
 from proxy.errors import InternalError, ProxyError, RequestTooLarge, TurnStopped
 
@@ -104,21 +105,29 @@ class Gateway:
         audit_log: Callable[[], OpensRecords],
         max_body_bytes: int,
         trusted_proxies: tuple[Any, ...],
+        cors: Cors | None = None,
     ) -> None:
         self._app = app
         self._audit_log = audit_log
         self._max_body_bytes = max_body_bytes
         self._trusted = trusted_proxies
+        self._cors = cors or Cors()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             context = self._open(scope, stack)
             is_api = is_recorded(scope["path"])
             scope[SCOPE_KEY] = context
+            permission = Permission()
             if is_api:
                 stack.callback(context.abandon)
+                permission = self._cors.judge(scope["method"], dict(scope["headers"]))
+            send = _sender(context, send, is_api=is_api, extra=permission.headers)
             try:
-                await self._serve(scope, receive, _sender(context, send, is_api=is_api))
+                if permission.is_preflight:
+                    await _answer_nothing(send)
+                else:
+                    await self._serve(scope, receive, send)
             except Exception:
                 log.exception("request %s failed", context.record.request_id)
                 context.error = context.error or InternalError(
@@ -126,7 +135,7 @@ class Gateway:
                 )
                 if context.status is not None:
                     raise
-                await refuse(context.error, _sender(context, send, is_api=is_api))
+                await refuse(context.error, send)
 
     def _open(self, scope: Scope, stack: AsyncExitStack) -> RequestContext:
         headers = dict(scope["headers"])
@@ -137,6 +146,7 @@ class Gateway:
             method=scope["method"],
             client_address=client_address(client, forwarded, self._trusted),
             user_agent=headers.get(b"user-agent", b"").decode("latin-1"),
+            client_request_id=headers.get(b"x-request-id", b"").decode("latin-1"),
         )
         # A forwarded request is somebody else's, however near its last hop is.
         is_local = _is_loopback(client) and not any(map(_is_of_a_proxy, headers))
@@ -184,21 +194,27 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _sender(context: RequestContext, send: Send, *, is_api: bool) -> Send:
+def _sender(context: RequestContext, send: Send, *, is_api: bool, extra: Headers) -> Send:
     """Return a `send` that adds the request's headers and closes its record before the last byte."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             context.status = message["status"]
-            extra = [(b"x-request-id", str(context.record.request_id).encode())]
+            ours = [*extra, (b"x-request-id", str(context.record.request_id).encode())]
             if is_api:
-                extra.append((b"openai-processing-ms", b"%d" % context.laps.since_start_ms()))
-            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                ours.append((b"openai-processing-ms", b"%d" % context.laps.since_start_ms()))
+            message = {**message, "headers": [*message.get("headers", ()), *ours]}
         elif is_api and message["type"] == "http.response.body" and not message.get("more_body"):
             context.finish()
         await send(message)
 
     return sending
+
+
+async def _answer_nothing(send: Send) -> None:
+    """Answer a browser's preflight: all it wants to know is in the headers."""
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def refuse(error: ProxyError, send: Send) -> None:

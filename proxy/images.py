@@ -9,8 +9,12 @@ it. So an image is decoded here first, and `detail` never reaches Codex:
     low                          the image is scaled down into 512 x 512 pixels, which is what
                                  OpenAI's low means: the caller wants few tokens, and gets few
 
-Everything here is CPU work: up to seconds, and some 300 MB for a picture at the limits. The
-functions are synchronous for that reason; call them in a thread, and only a few at a time.
+A GIF goes as a PNG of its first picture. Codex would do the same, but it reads past that picture,
+and loses all of it to damage further on. So it is with an animated WebP.
+
+Everything here is CPU work: about a second and 400 MB for a picture at the limits, twice the memory
+for a WebP. The functions are synchronous for that reason; call them in a thread, and only a few at
+a time.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import base64
 import binascii
 import io
 import re
+import zlib
 
 from PIL import Image, ImageOps
 
@@ -32,6 +37,9 @@ LOW_SIDE_PX = 512
 MAX_JPEG_SCANS = 100
 """Cameras write one scan and progressive encoders about ten. Each may be a few bytes and still
 costs a walk over the whole picture, so a file of thousands would keep a core busy for minutes."""
+MAX_JPEG_SEGMENTS = 2_000
+MAX_PNG_CHUNKS = 20_000
+"""Pillow walks over segments and chunks in Python: a million empty ones took it 14 seconds."""
 
 DETAILS = ("auto", "low", "high", "original")
 MEDIA_TYPES = {
@@ -41,6 +49,10 @@ MEDIA_TYPES = {
     "GIF": "image/gif",
     "WEBP": "image/webp",
 }
+SENT_SIDE_PX = 2048
+"""Codex itself makes larger pictures smaller, down to this side."""
+SIXTEEN_BITS = ("I", "I;16")
+"""Grey pictures that Pillow would clip rather than convert: they stay as large as they are."""
 # A wrong label is corrected from the bytes, but one of no image at all is a mistake to be told of.
 ACCEPTED_LABELS = {*MEDIA_TYPES.values(), "image/jpg"}
 HEAD = re.compile(r"data:([^;,]*);base64,", re.IGNORECASE)
@@ -54,10 +66,10 @@ def check_data_url(url: str, detail: object, where: str) -> str:
     """Return the data URL to give to Codex for an `image_url` part; give it no `detail`.
 
     `url` and `detail` are the caller's, and `where` is the part's place for the error's `param`,
-    such as `messages[0].content[1]`. The image's bytes come back unchanged, unless `detail` is
-    low; the media type is that of the bytes, whatever the label said. Of an animation the first
-    picture is looked at. Blocks for as long as decoding takes: call it in a thread. Raises
-    InvalidRequest, and nothing else whatever the bytes are.
+    such as `messages[0].content[1]`. The bytes of PNG, JPEG and still WebP come back unchanged,
+    unless `detail` is low; the media type is that of the bytes, whatever the label said. A GIF and
+    an animation become a PNG of their first picture. Blocks for as long as decoding takes: call it
+    in a thread. Raises InvalidRequest, and nothing else whatever the bytes are.
     """
     return check_image(_decode_url(url, f"{where}.image_url.url"), detail, where)
 
@@ -72,7 +84,7 @@ def check_image(data: bytes, detail: object, where: str) -> str:
         raise _too_many_bytes(param)
     try:
         media_type, scaled = _decode(data, scale_down=detail == "low")
-    except _TooManyPixels as error:
+    except (_TooManyPixels, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InvalidRequest(
             f"The image is too large: at most {MAX_PIXELS // 1_000_000} million pixels.",
             param=param,
@@ -135,41 +147,82 @@ def _decode_url(url: str, param: str) -> bytes:
 
 
 def _decode(data: bytes, *, scale_down: bool) -> tuple[str, bytes | None]:
-    """Decode the first picture wholly; return its media type, and a smaller copy if wanted."""
+    """Decode the first picture wholly; return its media type, and its bytes if drawn anew."""
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG"):
+        _check_png(data)
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "WEBP")) as image:
         media_type = MEDIA_TYPES[str(image.format)]
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise _TooManyPixels
-        if media_type == "image/jpeg" and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
-            raise ValueError("more scans than any encoder writes")
-        if scale_down and max(width, height) > LOW_SIDE_PX:
-            return _scale_down(image, media_type)
+        if scale_down and max(width, height) > LOW_SIDE_PX and image.mode not in SIXTEEN_BITS:
+            return _redraw(image, media_type, LOW_SIDE_PX)
+        if media_type == "image/gif" or _is_animated_webp(data):
+            return _redraw(image, "image/png", SENT_SIDE_PX)
         # JPEG alone can be read to its end, and so be checked, without building all pixels.
         image.draft(None, (1, 1))
         image.load()
     return media_type, None
 
 
-def _scale_down(image: Image.Image, media_type: str) -> tuple[str, bytes]:
-    """Return a copy that fits the box of `detail: low`, turned as its EXIF data says."""
-    photo = media_type == "image/jpeg"
-    small: Image.Image = image
-    if not photo:
-        small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small.thumbnail((LOW_SIDE_PX, LOW_SIDE_PX))
-    small = ImageOps.exif_transpose(small)
+def _check_jpeg(data: bytes) -> None:
+    """Refuse what Pillow's decoder mends or endures: broken headers, and endless scans."""
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise ValueError("more scans than any encoder writes")
+    at = 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        if data[at] != 0xFF:
+            break
+        marker = data[at + 1]
+        if marker == 0xDA:  # the first scan: from here on it is the decoder's
+            return
+        length = int.from_bytes(data[at + 2 : at + 4])
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif length < 2:
+            break
+        else:
+            at += 2 + length
+    raise ValueError("a header segment is broken")
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse what Pillow's decoder does not look at once it has all pixels, and Codex's does."""
+    at = 8
+    for _ in range(MAX_PNG_CHUNKS):
+        kind = data[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            break  # damaged, or cut off
+        if kind == b"IEND" and end <= len(data):
+            return
+        at = end
+    raise ValueError("a chunk is damaged, the end is missing, or far too many chunks away")
+
+
+def _is_animated_webp(data: bytes) -> bool:
+    return data[12:16] == b"VP8X" and len(data) > 20 and data[20] & 0b10 != 0
+
+
+def _redraw(image: Image.Image, media_type: str, side_px: int) -> tuple[str, bytes]:
+    """Return the first picture, at most that wide and high, turned as its EXIF data says."""
     output = io.BytesIO()
-    if photo:
-        small.convert("RGB").save(output, "JPEG", quality=90)
-    else:
-        small.save(output, "PNG")
-    return ("image/jpeg" if photo else "image/png"), output.getvalue()
+    if media_type == "image/jpeg":
+        image.thumbnail((side_px, side_px))
+        ImageOps.exif_transpose(image).convert("RGB").save(output, "JPEG", quality=90)
+        return "image/jpeg", output.getvalue()
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    drawn = image if image.mode == mode else image.convert(mode)  # a palette cannot be averaged
+    drawn.thumbnail((side_px, side_px))
+    ImageOps.exif_transpose(drawn).save(output, "PNG")
+    return "image/png", output.getvalue()
 
 
 def _too_many_bytes(param: str) -> InvalidRequest:
     return InvalidRequest(
-        f"The image is too large: at most {MAX_BYTES // 1_000_000} MB, "
+        f"The image is too large: at most {MAX_BYTES / 1_000_000:.0f} MB, "
         f"or {MAX_URL_CHARS // 1_000_000} MB as a data URL.",
         param=param,
         code="image_file_too_large",

@@ -164,6 +164,11 @@ class ApiKey(models.Model):
         default=False,
         help_text="Ask for agent mode where the request does not say. A live grant is needed all the same.",
     )
+    is_strict = models.BooleanField(
+        "strict",
+        default=False,
+        help_text="Refuse parameters that would be ignored, such as temperature, with 400.",
+    )
     note = models.TextField(blank=True)
 
     objects: ClassVar[ApiKeyManager] = ApiKeyManager()
@@ -363,6 +368,21 @@ class ProxySettings(models.Model):
     )
     fast = models.BooleanField(
         default=False, help_text="Low reasoning effort, unless an override sets it."
+    )
+    reasoning = models.BooleanField(
+        "show reasoning",
+        default=True,
+        help_text="Ask the model for summaries of its reasoning and give them as reasoning_content.",
+    )
+    max_choices = models.PositiveIntegerField(
+        "most choices",
+        default=4,
+        validators=[MinValueValidator(1), MaxValueValidator(128)],
+        help_text="The largest n of a request. Each choice is a turn of its own, and costs one.",
+    )
+    fetch_images = models.BooleanField(
+        default=False,
+        help_text="Download images that a request names by https URL. Off: data URLs only.",
     )
     default_cwd = models.CharField(
         "default working directory",

@@ -60,6 +60,9 @@ class Options:
     ephemeral: bool
     agent: bool
     fast: bool
+    reasoning: bool
+    max_choices: int
+    fetch_images: bool
     default_cwd: str
     allowed_roots: tuple[Root, ...]
     timeout_seconds: float
@@ -126,6 +129,10 @@ class Caller:
     @property
     def max_concurrency(self) -> int | None:
         return self.key.max_concurrency if self.key else None
+
+    @property
+    def is_strict(self) -> bool:
+        return bool(self.key and self.key.is_strict)
 
     @property
     def asks_for_agent(self) -> bool:

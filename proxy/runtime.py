@@ -34,6 +34,7 @@ from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
 from proxy.engines.running import RunningTurn
 from proxy.errors import EngineError, KeyBusy, NotLoggedIn, ProxyError, ServerClosing
+from proxy.joining import Joins
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Runtime:
         self._seats: dict[str, _Seat] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns_of_key: Counter[int] = Counter()
+        self._log_level = ""
+        self.joins = Joins()
         self._demo: DemoProvider | None = None
         self._is_closing = False
         self.notice: str | None = None
@@ -160,8 +163,10 @@ class Runtime:
         demo = demo_overrides(self._demo.base_url) if self._demo else ()
         return engine_config(options, more_overrides=demo)
 
-    @staticmethod
-    def _obey_log_level(level: str) -> None:
+    def _obey_log_level(self, level: str) -> None:
+        if level == self._log_level:
+            return
+        self._log_level = level
         for name in ("proxy", "audit", "codexsite"):
             logging.getLogger(name).setLevel(level.upper())
 

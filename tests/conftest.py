@@ -5,10 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
+
+# A runner in the background may ignore these, and every process it starts then does so, too: the
+# servers that the tests end by a signal would never hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 for _name in [name for name in os.environ if name.startswith("CODEX_PROXY_")]:
     del os.environ[_name]

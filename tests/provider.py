@@ -55,6 +55,36 @@ class Request:
         """Return what the tools answered, in order."""
         return [i["output"] for i in self.body["input"] if i["type"].endswith("_call_output")]
 
+    def tools(self) -> list[Json]:
+        """Return every tool that was offered, wherever the model's wire form puts it."""
+        offered = list(self.body.get("tools") or [])
+        for item in self.body["input"]:
+            if item.get("type") == "additional_tools":
+                offered += item["tools"]
+        plain = [tool for tool in offered if tool["type"] != "namespace"]
+        return plain + [tool for one in offered for tool in one.get("tools", ())]
+
+    def said(self) -> list[tuple[str, str]]:
+        """Return the history as the model reads it: who, and the text, call id or kind of item."""
+        found = []
+        for item in self.body["input"]:
+            if item["type"] == "message":
+                parts = (p.get("text") or f"<{p['type']}>" for p in item["content"])
+                found.append((item["role"], "|".join(parts)))
+            elif item["type"] != "additional_tools":
+                found.append((item["type"], item.get("call_id", "")))
+        return found
+
+    def images(self) -> list[str]:
+        """Return the data URLs of all images, in order."""
+        return [
+            part["image_url"]
+            for item in self.body["input"]
+            if item["type"] == "message"
+            for part in item["content"]
+            if part["type"] == "input_image"
+        ]
+
 
 # What a response may hold, one after the other.
 
@@ -138,7 +168,20 @@ class CustomToolCall:
         await out.end(item)
 
 
-Part = Text | Reasoning | FunctionCall | CustomToolCall
+@dataclass(frozen=True)
+class Refusal:
+    """A message that is nothing but a refusal."""
+
+    text: str = "I will not do that."
+
+    async def play(self, out: Response) -> None:
+        item = {"type": "message", "id": out.new_id("msg"), "role": "assistant", "content": []}
+        await out.begin(item)
+        await out.send("response.refusal.delta", item_id=item["id"], delta=self.text)
+        await out.end({**item, "content": [{"type": "refusal", "refusal": self.text}]})
+
+
+Part = Text | Reasoning | FunctionCall | CustomToolCall | Refusal
 
 
 # Whole behaviours.
@@ -156,9 +199,10 @@ class Answer:
 
     parts: Sequence[Part] = (Text(),)
     usage: Json | None = field(default_factory=lambda: USAGE)
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     async def run(self, out: Response) -> None:
-        await out.start()
+        await out.start(self.headers)
         for part in self.parts:
             await part.play(out)
         await out.finish("completed", usage=self.usage)
@@ -215,6 +259,21 @@ class Disconnect:
 
     async def run(self, out: Response) -> None:
         await _begin_message(out, self.after)
+
+
+@dataclass(frozen=True)
+class BreakOff:
+    """Whole parts, then no end: the stream just stops, or (`is_abrupt`) the connection is reset."""
+
+    parts: Sequence[Part] = (Text(),)
+    is_abrupt: bool = False
+
+    async def run(self, out: Response) -> None:
+        await out.start()
+        for part in self.parts:
+            await part.play(out)
+        if self.is_abrupt:
+            out.reset()
 
 
 @dataclass(frozen=True)
@@ -283,9 +342,9 @@ class Response:
         lines = [f"HTTP/1.1 {status} -", *(f"{k}: {v}" for k, v in headers.items())]
         await self.write("\r\n".join([*lines, "connection: close", "", ""]).encode())
 
-    async def start(self) -> None:
+    async def start(self, headers: Mapping[str, str] | None = None) -> None:
         """Send the head of an event stream and `response.created`."""
-        await self.head(200, {"content-type": "text/event-stream"})
+        await self.head(200, {"content-type": "text/event-stream", **(headers or {})})
         await self.send("response.created", response=self._response("in_progress"))
 
     async def begin(self, item: Json) -> None:
@@ -305,6 +364,10 @@ class Response:
     async def send(self, event: str, **fields: object) -> None:
         data = {"type": event, "output_index": max(self._index, 0), "content_index": 0, **fields}
         await self.write(f"event: {event}\ndata: {json.dumps(data)}\n\n".encode())
+
+    def reset(self) -> None:
+        """Break the connection, as a crash or a network does."""
+        self._writer.transport.abort()
 
     async def write(self, content: bytes) -> None:
         self._writer.write(content)

@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from codexsite import options, settings
-from proxy import errors
+from proxy import api, errors
+from proxy.models import ProxySettings
+from proxy.schemas import HINTS, ChatCompletionRequest
 
 PROJECT = Path(__file__).resolve().parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -28,18 +31,50 @@ def test_every_variable_is_in_the_table(name: str) -> None:
     assert f"`{name}`" in README
 
 
-@pytest.mark.parametrize(
-    "code",
-    sorted(
-        {
-            error.code
-            for error in vars(errors).values()
-            if isinstance(error, type) and issubclass(error, errors.ProxyError) and error.code
-        }
-    ),
-)
+def error_codes() -> set[str]:
+    """Every code that a caller can meet: of the error classes, and those given where one is raised."""
+    classes = [errors.ProxyError]
+    for known in classes:
+        classes += known.__subclasses__()
+    of_classes = {known.code for known in classes if known.code}
+    sources = [path.read_text() for path in (PROJECT / "proxy").rglob("*.py")]
+    given = {code for source in sources for code in re.findall(r'\bcode="(\w+)"', source)}
+    ranges = {
+        f"{kind}_{suffix}" for _, suffix in api.BOUNDS.values() for kind in ("integer", "decimal")
+    }
+    return of_classes | given | set(api.PYDANTIC_CODES.values()) | ranges
+
+
+@pytest.mark.parametrize("code", sorted(error_codes()))
 def test_every_error_code_is_in_the_table(code: str) -> None:
-    assert f"`{code}`" in README
+    assert f"`{code}`" in section("Errors")
+
+
+def section(title: str) -> str:
+    """Return what stands under a heading, up to the next one."""
+    (found,) = re.findall(rf"^##+ {title}\n(.*?)(?=^##)", README, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+FIELDS = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section("Request fields"), re.MULTILINE))
+
+
+def test_every_request_field_is_in_the_table_and_no_other() -> None:
+    reference = set(CompletionCreateParamsBase.__annotations__) | {"stream"}
+    ours = set(ChatCompletionRequest.model_fields)
+    assert set(FIELDS) == reference | ours
+    assert reference <= ours, "fields of the reference that the OpenAPI document does not know"
+
+
+def test_fields_that_the_table_calls_ignored_are_those_that_are() -> None:
+    assert {name for name, fate in FIELDS.items() if fate == "ignored"} == set(HINTS)
+    assert set(FIELDS.values()) == {"honoured", "mapped", "refused", "ignored"}
+
+
+@pytest.mark.parametrize("field", ["reasoning", "max_choices", "fetch_images"])
+def test_every_setting_without_a_variable_is_named(field: str) -> None:
+    names = {column.name: str(column.verbose_name) for column in ProxySettings._meta.fields}
+    assert f"*{names[field].capitalize()}*" in section("Settings")
 
 
 @pytest.mark.parametrize("flag", [option.flag for option in options.OPTIONS])

@@ -15,9 +15,7 @@ from typing import Any
 
 from proxy.engines.app_server_events import TurnReader
 from proxy.engines.base import (
-    Completed,
     EngineConfig,
-    Failed,
     Inspection,
     Tool,
     Turn,
@@ -95,12 +93,12 @@ class AppServerEngine:
         running.emit(TurnStarted())
 
     async def _follow(self, thread: Thread, running: RunningTurn) -> None:
-        reader = TurnReader()
+        reader = TurnReader(is_chat=not running.turn.is_agent)
         while not reader.has_ended:
             note = await thread.next()
-            for event in reader.read(note.method, note.params):
-                if isinstance(event, Completed | Failed) and reader.rerouted_to:
-                    running.served_model = reader.rerouted_to
+            events = reader.read(note.method, note.params)
+            running.served_model = reader.rerouted_to or running.served_model
+            for event in events:
                 running.emit(event)
 
     async def inspect(self) -> Inspection:

@@ -20,8 +20,8 @@ from proxy.engines.base import (
     Usage,
     UsageReported,
 )
-from proxy.engines.failures import error_of
-from proxy.errors import TurnStopped
+from proxy.engines.failures import broken_off, error_of
+from proxy.errors import AnswerIncomplete, TurnStopped
 
 SEPARATOR = "\n\n"
 
@@ -32,9 +32,14 @@ class TurnReader:
     The answer is the text of all messages that are not commentary, a blank line between two. With
     tools of the caller's, the raw items of the model's response are heard too: only they show all
     its calls in order, and its end (`rawResponse/completed`) ends the turn where there were calls.
+
+    A chat (`is_chat`) is one response of the model. Codex gives a broken one its own messages and
+    calls as history and asks for more, which is fit for an agent; in a chat it would be two answers
+    in one, so the turn ends there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_chat: bool = False) -> None:
+        self._is_chat = is_chat
         self._calls = 0
         self.turn_id = ""
         self.rerouted_to = ""
@@ -57,8 +62,9 @@ class TurnReader:
                 return self._item_started(item)
             case "item/completed" if isinstance(item, dict):
                 return self._item_completed(item)
-            case "rawResponseItem/completed" if isinstance(item, dict):
-                return self._raw_item(item)
+            # What was injected is told as raw items too, under another turn's id.
+            case "rawResponseItem/completed" if params.get("turnId") == self.turn_id:
+                return self._raw_item(params["item"])
             case "rawResponse/completed" if self._calls:
                 self.has_ended = True
                 return [*usage_events(params.get("usage")), Completed()]
@@ -67,8 +73,7 @@ class TurnReader:
             case "model/rerouted":
                 self.rerouted_to = str(params.get("toModel") or "")
             case "error" if params.get("willRetry"):
-                self._item = ""
-                return [AnswerRestarted()]
+                return [self._restart(str(params["error"].get("additionalDetails") or ""))]
             case "turn/completed":
                 return [self._end(params["turn"])]
         return []
@@ -79,6 +84,15 @@ class TurnReader:
         lead = SEPARATOR if self._answers and item_id != self._item else ""
         self._item = item_id
         return [TextDelta(lead + text)]
+
+    def _restart(self, reason: str) -> Event:
+        cause = error_of(reason)
+        is_cut = isinstance(cause, AnswerIncomplete)
+        if self._is_chat and (self._calls or self._answers or is_cut):
+            self.has_ended = True
+            return Failed(cause if is_cut else broken_off())
+        self._item = ""
+        return AnswerRestarted()
 
     def _raw_item(self, item: dict[str, Any]) -> list[Event]:
         if item["type"] != "function_call":

@@ -6,12 +6,13 @@ written as JSON: inside a JSON string no text can end its message and begin anot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
 
-from proxy.engines.base import Image, Message, Part
+from proxy.engines.base import Image, Message, Part, Text
 
 EXEC_PREAMBLE = (
     "Below is a conversation as a JSON array, oldest message first. The field `role` says who wrote "
@@ -70,6 +71,20 @@ def _content_of(part: Part, role: str) -> dict[str, Any]:
     return {"type": "output_text" if role == "assistant" else "input_text", "text": part.text}
 
 
+def images_of(messages: Sequence[Message]) -> list[Image]:
+    """Return all images of a conversation, in order."""
+    return [part for message in messages for part in message.parts if isinstance(part, Image)]
+
+
+def _with_image_names(message: Message, numbers: Iterator[int]) -> str:
+    """Return a message's text with Codex's own names for images, which come beside the prompt."""
+    texts = [
+        part.text if isinstance(part, Text) else f"[Image #{next(numbers)}]"
+        for part in message.parts
+    ]
+    return "\n".join(texts)
+
+
 def as_prompt(messages: Sequence[Message]) -> str:
     """Return messages as the one prompt of `codex exec`.
 
@@ -80,5 +95,9 @@ def as_prompt(messages: Sequence[Message]) -> str:
         text = messages[0].text
         if text.strip() and '"role"' not in text:
             return text
-    listing = [{"role": message.role, "content": message.text} for message in messages]
+    numbers = itertools.count(1)
+    listing = [
+        {"role": message.role, "content": _with_image_names(message, numbers)}
+        for message in messages
+    ]
     return EXEC_PREAMBLE + orjson.dumps(listing, option=orjson.OPT_INDENT_2).decode()

@@ -8,11 +8,14 @@ machine can read.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextvars
 import logging
 import re
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from proxy.engines import scratch
 from proxy.engines.base import EngineConfig, Inspection, Turn, TurnStarted
@@ -23,7 +26,7 @@ from proxy.engines.catalogue import (
     write_lean,
 )
 from proxy.engines.child import Child
-from proxy.engines.conversation import as_prompt, split_instructions
+from proxy.engines.conversation import as_prompt, images_of, split_instructions
 from proxy.engines.exec_events import LineReader
 from proxy.engines.launch import arguments, environment, overrides_of
 from proxy.engines.pool import Gate
@@ -146,15 +149,20 @@ class ExecEngine:
         own: dict[str, Any] = {"sqlite_home": str(self._databases), "approval_policy": "never"}
         if catalogue is not None:
             own["model_catalog_json"] = str(catalogue)
-        if turn.effort:
-            own["model_reasoning_effort"] = turn.effort
+        wishes = {
+            "model_reasoning_effort": turn.effort,
+            "model_reasoning_summary": "auto" if turn.wants_reasoning else None,
+            "model_verbosity": turn.verbosity,
+            "service_tier": turn.service_tier,
+        }
+        own |= {name: value for name, value in wishes.items() if value is not None}
         if turn.is_agent:
             own |= {**AGENT_CONFIG, "projects": {turn.cwd: {"trust_level": "untrusted"}}}
         else:
             own |= LEAN_CHAT_CONFIG
             own |= {f"features.{feature}": False for feature in EXEC_CHAT_FEATURES_OFF}
             text = instructions if instructions.strip() else NO_INSTRUCTIONS
-            own["model_instructions_file"] = str(_written(folder, text))
+            own["model_instructions_file"] = str(_written(folder, text, "instructions.md"))
         flags = [
             "exec",
             "--json",
@@ -165,7 +173,13 @@ class ExecEngine:
         flags += ["--sandbox", turn.sandbox]
         flags += ["--ephemeral"] if self.config.ephemeral else []
         flags += ["--model", turn.model] if turn.model is not None else []
-        return [*arguments(self.config, *flags, overrides=overrides_of(own)), "-"]
+        if turn.output_schema is not None:
+            schema = _written(folder, orjson.dumps(turn.output_schema).decode(), "schema.json")
+            flags += ["--output-schema", str(schema)]
+        # By names relative to the turn's folder: Codex writes them into the prompt as they are.
+        for name in _write_images(folder, turn):
+            flags += ["--image", name]
+        return [*arguments(self.config, *flags, overrides=overrides_of(own)), "--", "-"]
 
     async def _catalogue_for(self, turn: Turn) -> Path | None:
         if self._catalogues is None:
@@ -217,7 +231,18 @@ def _too_long(limit: str) -> ContextTooLong:
     )
 
 
-def _written(folder: Path, text: str) -> Path:
-    path = folder / "instructions.md"
+def _written(folder: Path, text: str, name: str) -> Path:
+    path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _write_images(folder: Path, turn: Turn) -> list[str]:
+    """Write the images of a chat into its folder and return their names, in order."""
+    names = []
+    for number, image in enumerate(images_of(turn.messages), start=1):
+        head, _, payload = image.url.partition(";base64,")
+        name = f"image-{number}.{head.rpartition('/')[2]}"
+        (folder / name).write_bytes(base64.b64decode(payload))
+        names.append(name)
+    return names

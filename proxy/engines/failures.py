@@ -91,6 +91,19 @@ def _login_refused() -> EngineError:
     )
 
 
+def _policy_refused() -> EngineError:
+    return PromptRefused(
+        "The model provider refused this request by its policy.", code="content_policy_violation"
+    )
+
+
+def broken_off() -> EngineError:
+    """Return the error of an answer without an end, or of one that Codex would say again."""
+    return TurnFailed(
+        "The model provider's answer broke off before its end.", code="upstream_disconnected"
+    )
+
+
 def _by_name(name: str) -> EngineError | None:
     makers = {
         "contextWindowExceeded": _context_too_long,
@@ -104,10 +117,7 @@ def _by_name(name: str) -> EngineError | None:
     if name == "internalServerError":
         return TurnFailed("The model provider failed. Try again.")
     if name == "cyberPolicy":
-        return PromptRefused(
-            "The model provider refused this request by its policy.",
-            code="content_policy_violation",
-        )
+        return _policy_refused()
     return None
 
 
@@ -138,12 +148,17 @@ def _by_text(message: str) -> EngineError | None:
         ("You’ve hit your usage limit", _usage_limited),  # noqa: RUF001 - as Codex says it
         ("You've hit your usage limit", _usage_limited),
         ("Quota exceeded", _usage_limited),
+        ("To use Codex with your ChatGPT plan", _usage_limited),
+        ("This request has been flagged for possible", _policy_refused),
+        ("This content was flagged for possible", _policy_refused),
         ("rate limit exceeded", _rate_limited),
         ("Selected model is at capacity", _overloaded),
     )
     for start, make in by_start:
         if message.startswith(start):
             return make()
+    if message.startswith("Invalid prompt"):
+        return PromptRefused(f"The model provider refused the request: {scrub(message)}")
     if message.startswith("Missing environment variable"):
         return EngineUnavailable(
             "The model provider's key is not in this server's environment; its administrator must set it."
@@ -151,9 +166,7 @@ def _by_text(message: str) -> EngineError | None:
     if message.startswith("Connection failed"):
         return TurnFailed("The model provider cannot be reached.", code="upstream_unreachable")
     if message.startswith("stream disconnected before completion"):
-        return TurnFailed(
-            "The model provider's answer broke off before its end.", code="upstream_disconnected"
-        )
+        return broken_off()
     return None
 
 

@@ -48,6 +48,12 @@ class Laps:
         self.ms[name] = round(self.ms.get(name, 0.0) + (now - self._last) * 1000, 3)
         self._last = now
 
+    def adopt(self, other: Laps) -> None:
+        """Take another's phases as ours, and go on from now."""
+        for name, spent_ms in other.ms.items():
+            self.ms.setdefault(name, spent_ms)
+        self._last = time.monotonic()
+
     def since_start_ms(self) -> float:
         return round((time.monotonic() - self.started) * 1000, 3)
 
@@ -124,7 +130,28 @@ class RunningTurn:
             log.exception("turn %s: the engine failed", self.turn.request_id)
             self.emit(Failed(EngineError("The engine failed; the server's log has the details.")))
 
+    def take_over(self, inner: RunningTurn) -> None:
+        """Take for ours what another turn, which works for this one, knows of itself."""
+        self.worker, self.codex_version = inner.worker, inner.codex_version
+        self.served_model = inner.served_model
+        self.laps.adopt(inner.laps)
+
     # For its reader.
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come to its end, read or not."""
+        return self._ended
+
+    def share_news(self, news: asyncio.Event) -> None:
+        """Announce events by this one of the reader's, who reads several turns with `pop_event`."""
+        self._news = news
+        if self._events:
+            news.set()
+
+    def pop_event(self) -> Event | None:
+        """Return the next event if there is one now."""
+        return self._events.popleft() if self._events else None
 
     async def next_event(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event, or None when `timeout_s` seconds pass without one.

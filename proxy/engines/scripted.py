@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from proxy.engines.base import Completed, Event, Failed, Inspection, Model, Turn, TurnStarted
 from proxy.engines.running import RunningTurn, Turns
@@ -19,12 +20,16 @@ CATALOGUE = (
 
 
 class ScriptedEngine:
-    """Plays `script` for every turn; remembers the turns it was given and those it finished."""
+    """Plays `script` for every turn; remembers the turns it was given and those it finished.
+
+    `scripts` come before it, one for each of the first turns.
+    """
 
     name = "scripted"
 
     def __init__(self, script: Sequence[Step] = (), *, logged_in: bool = True) -> None:
         self.script = list(script)
+        self.scripts: list[Sequence[Step]] = []
         self.logged_in = logged_in
         self.turns: list[Turn] = []
         self.cleaned_up: list[Turn] = []
@@ -32,18 +37,19 @@ class ScriptedEngine:
 
     def run(self, turn: Turn) -> RunningTurn:
         self.turns.append(turn)
-        return self._turns.run(turn, self._play)
+        script = self.scripts.pop(0) if self.scripts else self.script
+        return self._turns.run(turn, partial(self._play, script))
 
-    async def _play(self, running: RunningTurn) -> None:
+    async def _play(self, script: Sequence[Step], running: RunningTurn) -> None:
         try:
             running.worker, running.codex_version = "scripted", "0.0.0"
             running.served_model = running.turn.model or CATALOGUE[0].id
             for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
                 running.laps.lap(name)
             running.emit(TurnStarted())
-            for step in self.script:
+            for step in script:
                 await self._take(step, running)
-            if not any(isinstance(step, Completed | Failed) for step in self.script):
+            if not any(isinstance(step, Completed | Failed) for step in script):
                 running.emit(Completed())
         finally:
             self.cleaned_up.append(running.turn)

@@ -30,6 +30,12 @@ STARTS_AT_ONCE = 16
 OVERLOADED = -32001
 FIRST_RETRY_S, LAST_RETRY_S = 0.05, 1.0
 
+TOOL_CALL = "item/tool/call"
+TOOL_PATIENCE_S = 10.0
+"""Silence after a tool call before Codex gets an answer to it. Normally the model's response ends
+first, and the turn with it; but while a call is open Codex does not tell that the response broke
+off. An answer is no harm to one that goes on."""
+
 UNHEARD = [
     "thread/started",
     "thread/status/changed",
@@ -210,14 +216,21 @@ class Worker:
                 inbox.put(frame)
         elif isinstance(frame, Answer):
             self._settle(frame)
-        elif isinstance(frame, ServerRequest) and frame.method == "item/tool/call":
-            pass  # the turn ends here: the caller runs the tool and asks again with its result
+        elif isinstance(frame, ServerRequest) and frame.method == TOOL_CALL:
+            # The caller runs the tool and asks again with its result, so this turn ends here.
+            inbox = self._inboxes.get(str(frame.params.get("threadId")))
+            if inbox is not None:
+                inbox.put(Notification(TOOL_CALL, {"request": frame}, ""))
         elif isinstance(frame, ServerRequest):
             log.warning("%s: refused a request of the server: %s", self.name, frame.method)
-            if self._child is not None:
-                self._child.write(self._peer.reply(frame))
+            self.refuse(frame)
         elif line.strip():
             log.warning("%s: a line that is no frame, %d bytes", self.name, len(line))
+
+    def refuse(self, request: ServerRequest) -> None:
+        """Answer a request of the server's with no."""
+        if self._child is not None:
+            self._child.write(self._peer.reply(request))
 
     def _settle(self, answer: Answer) -> None:
         method, future = self._pending.pop(answer.id, ("", None))
@@ -276,6 +289,7 @@ class Thread:
         self._opening: asyncio.Future[Any] | None = None
         self._starting: asyncio.Future[Any] | None = None
         self._inbox: Inbox | None = None
+        self._calls: list[ServerRequest] = []
         self.id = ""
         self.turn_id = ""
         self.is_over = False
@@ -313,9 +327,22 @@ class Thread:
     async def next(self) -> Notification:
         """Return what Codex says next on this thread. Raises `WorkerDied`."""
         assert self._inbox is not None  # noqa: S101 - opened before
-        note = await self._inbox.get()
-        self._watch(note)
-        return note
+        while True:
+            try:
+                async with asyncio.timeout(TOOL_PATIENCE_S if self._calls else None):
+                    note = await self._inbox.get()
+            except TimeoutError:
+                self._refuse_calls()
+                continue
+            if note.method != TOOL_CALL:
+                self._watch(note)
+                return note
+            self._calls.append(note.params["request"])
+
+    def _refuse_calls(self) -> None:
+        for call in self._calls:
+            self._worker.refuse(call)
+        self._calls.clear()
 
     def _watch(self, note: Notification) -> None:
         if note.method == "turn/started":

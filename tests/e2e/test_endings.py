@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -70,8 +71,7 @@ def test_killed_worker_is_a_clean_error_at_once_and_the_next_caller_is_served(
     thread.start()
     live.provider.wait_for_request(asked + 1)
     killed_at = time.monotonic()
-    for pid in children_of(live.server.process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_children(live)
     thread.join(20)
     ((error, failed_at),) = failure
     assert failed_at - killed_at < PROMPTLY_S
@@ -87,8 +87,7 @@ def test_worker_killed_in_mid_stream_ends_the_stream_with_an_error_object(live: 
     stream = live.client().chat.completions.create(model="default", messages=QUESTION, stream=True)
     first = next(chunk for chunk in stream if chunk.choices[0].delta.content)
     assert first.choices[0].delta.content == "word "
-    for pid in children_of(live.server.process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_children(live)
     with pytest.raises(openai.APIError, match="ended in the middle"):
         list(stream)
     row = live.row_of(first.id.removeprefix("chatcmpl-"))
@@ -105,6 +104,12 @@ def test_deadline_ends_a_turn_that_hangs(live: LiveSite, secret: str) -> None:
         live.run_code("ProxySettings(timeout_seconds=300).save()")
     assert (late.value.status_code, late.value.code) == (504, "upstream_timeout")
     assert live.row_of(late.value.request_id or "")["outcome"] == "timed_out"
+
+
+def kill_children(live: LiveSite) -> None:
+    for pid in children_of(live.server.process.pid):
+        with contextlib.suppress(ProcessLookupError):  # it went with the one before
+            os.kill(pid, signal.SIGKILL)
 
 
 # The server's own end. Each of these has a server to itself.

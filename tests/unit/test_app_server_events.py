@@ -16,10 +16,11 @@ from proxy.engines.base import (
     MessageDone,
     ReasoningDelta,
     TextDelta,
+    ToolCalled,
     Usage,
     UsageReported,
 )
-from proxy.errors import RateLimited, TurnFailed, TurnStopped
+from proxy.errors import AnswerIncomplete, RateLimited, TurnFailed, TurnStopped
 
 Note = tuple[str, dict[str, Any]]
 
@@ -234,3 +235,50 @@ def test_what_nobody_needs_is_passed_over(note: Note):
 def test_a_known_notification_without_its_fields_is_noticed(note: Note):
     with pytest.raises((KeyError, TypeError)):
         read(note)
+
+
+# A chat that may call the caller's functions.
+
+BEGUN: Note = ("turn/started", {"turn": {"id": "t"}})
+ENDED: Note = ("rawResponse/completed", {"turnId": "t", "usage": None})
+CUT: Note = (
+    "error",
+    {
+        "willRetry": True,
+        "error": {"additionalDetails": "Incomplete response returned, reason: content_filter"},
+    },
+)
+
+
+def raw_call(call_id: str, turn_id: str = "t") -> Note:
+    item = {"type": "function_call", "call_id": call_id, "name": "f", "arguments": "{}"}
+    return "rawResponseItem/completed", {"turnId": turn_id, "item": item}
+
+
+def read_chat(*notes: Note) -> list[Event]:
+    reader = TurnReader(is_chat=True)
+    return [event for note in notes for event in reader.read(*note)]
+
+
+def test_calls_of_the_model_end_the_turn_and_those_of_the_history_are_not_heard():
+    notes = [raw_call("old", "auto-compact-0"), BEGUN, raw_call("a"), raw_call("b"), ENDED]
+    *calls, end = read_chat(*notes)
+    assert [event.call.id for event in calls if isinstance(event, ToolCalled)] == ["a", "b"]
+    assert len(calls) == 2
+    assert isinstance(end, Completed)
+
+
+def test_response_without_a_call_does_not_end_the_turn():
+    assert read_chat(raw_call("old", "auto-compact-0"), BEGUN, ENDED) == []
+
+
+@pytest.mark.parametrize("before", [raw_call("a"), done("m", "one")])
+def test_chat_that_would_go_on_after_a_call_or_an_answer_fails(before: Note):
+    (end,) = [event for event in read_chat(BEGUN, before, RETRY) if isinstance(event, Failed)]
+    assert end.error.code == "upstream_disconnected"
+
+
+def test_filtered_chat_is_not_tried_again():
+    (end,) = read_chat(BEGUN, CUT)
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, AnswerIncomplete)

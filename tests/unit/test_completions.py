@@ -1,4 +1,4 @@
-"""The pure parts of a completion: what was asked, and what a turn's events add up to."""
+"""What the use case makes of a request without asking anybody: the turn's form, and the check."""
 
 from __future__ import annotations
 
@@ -6,114 +6,106 @@ from typing import Any
 
 import pytest
 
-from proxy.completions import Answer, conversation_of, refuse_unsupported, usage_body, wish_of
-from proxy.engines.base import (
-    AnswerRestarted,
-    CommandStarted,
-    Completed,
-    Failed,
-    MessageDone,
-    ReasoningDelta,
-    TextDelta,
-    Usage,
-)
-from proxy.errors import AnswerIncomplete, InvalidRequest, UnsupportedParameter, WorkerDied
-from proxy.schemas import ChatCompletionRequest, ChatMessage
+from proxy.asked import Asked, understand
+from proxy.completions import _accept, _must_check, _with_form
+from proxy.engines.base import MessageDone, TextDelta, ToolCalled, Turn
+from proxy.schemas import ChatCompletionRequest
+from proxy.structured import AnswerInvalid
 
 USER = {"role": "user", "content": "hi"}
-CUT = AnswerIncomplete("Cut.", finish_reason="length")
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+STRICT = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 
 
-def request(**fields: Any) -> ChatCompletionRequest:
-    return ChatCompletionRequest.model_validate({"model": "m", "messages": [USER], **fields})
+def asked(*messages: dict[str, Any], **fields: Any) -> Asked:
+    body = {"model": "m", "messages": list(messages) or [USER], **fields}
+    return understand(ChatCompletionRequest.model_validate(body), max_choices=4)
 
 
-def test_plain_request_is_supported() -> None:
-    refuse_unsupported(request())
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
 
 
-@pytest.mark.parametrize("word", ["none", [], {"type": "text"}])
-def test_word_that_is_neutral_for_one_field_is_not_so_for_another(word: object) -> None:
-    for name in ("audio", "web_search_options", "logprobs"):
-        with pytest.raises(UnsupportedParameter) as refused:
-            refuse_unsupported(request(**{name: word}))
-        assert refused.value.param == name
+def turn_for(found: Asked) -> Turn:
+    return _with_form(Turn("r", found.messages, "/", 0.0), found)
 
 
-def test_parts_are_joined_by_lines() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    (message,) = conversation_of([ChatMessage.model_validate({"role": "user", "content": parts})])
-    assert (message.role, message.text) == ("user", "a\nb")
+class TestForm:
+    def test_of_a_plain_request_is_none(self) -> None:
+        found = asked()
+        turn = turn_for(found)
+        assert (turn.tools, turn.output_schema, turn.messages) == ((), None, found.messages)
+        assert not _must_check(found)
 
+    def test_tools_are_declared(self) -> None:
+        turn = turn_for(asked(tools=[TOOL]))
+        assert [tool.name for tool in turn.tools] == ["f"]
+        assert turn.output_schema is None
 
-def test_refusal_of_the_assistant_is_its_text() -> None:
-    refusal = {"role": "assistant", "content": None, "refusal": "no"}
-    (message,) = conversation_of([ChatMessage.model_validate(refusal)])
-    assert (message.role, message.text) == ("assistant", "no")
+    def test_tools_that_may_not_be_called_are_not_declared(self) -> None:
+        assert turn_for(asked(tools=[TOOL], tool_choice="none")).tools == ()
 
-
-@pytest.mark.parametrize(
-    ("metadata", "cwd", "agent"),
-    [
-        (None, None, None),
-        ({}, None, None),
-        ({"cwd": "x", "agent": True}, "x", True),
-        ({"agent": "False"}, None, False),
-    ],
-)
-def test_wish_is_read_from_the_metadata(metadata: Any, cwd: str | None, agent: bool | None) -> None:
-    wish = wish_of(metadata)
-    assert (wish.cwd, wish.agent) == (cwd, agent)
-
-
-@pytest.mark.parametrize("metadata", [{"cwd": 1}, {"agent": 1}, {"agent": "yes"}])
-def test_wish_of_another_kind_is_refused(metadata: Any) -> None:
-    with pytest.raises(InvalidRequest):
-        wish_of(metadata)
-
-
-def answer_of(*events: Any) -> Answer:
-    answer = Answer()
-    for event in events:
-        answer.take(event)
-    return answer
-
-
-def test_answer_is_the_text_and_nothing_else() -> None:
-    answer = answer_of(
-        ReasoningDelta("hm"), CommandStarted("1", "ls"), TextDelta("a"), TextDelta("b"), Completed()
+    @pytest.mark.parametrize(
+        "choice", ["required", {"type": "function", "function": {"name": "f"}}]
     )
-    assert (answer.text, answer.finish_reason, answer.refusal) == ("ab", "stop", None)
+    def test_forced_call_is_a_schema_and_words_before_the_conversation(self, choice: Any) -> None:
+        found = asked(tools=[TOOL], tool_choice=choice)
+        turn = turn_for(found)
+        assert turn.tools == ()
+        assert turn.output_schema is not None
+        said, *rest = turn.messages
+        assert said.role == "developer"
+        assert "f" in said.text
+        assert tuple(rest) == found.messages
+        assert _must_check(found)
+
+    def test_schema_of_the_answer_is_the_turns(self) -> None:
+        turn = turn_for(asked(response_format=schema_format(STRICT)))
+        assert turn.output_schema == STRICT
+
+    def test_format_without_a_schema_is_words(self) -> None:
+        turn = turn_for(asked(response_format={"type": "json_object"}))
+        assert turn.output_schema is None
+        assert turn.messages[0].role == "developer"
+        assert "JSON" in turn.messages[0].text
 
 
-def test_restart_voids_only_the_message_it_breaks() -> None:
-    answer = answer_of(TextDelta("a"), MessageDone("a"), TextDelta("x"), AnswerRestarted())
-    assert (answer.text, answer.is_mid_message) == ("a", False)
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("fields", "is_checked"),
+        [
+            ({}, False),
+            ({"tools": [TOOL]}, False),
+            ({"response_format": {"type": "text"}}, False),
+            ({"response_format": {"type": "json_object"}}, True),
+            ({"response_format": schema_format({"type": "object"})}, True),
+        ],
+    )
+    def test_holds_the_answer_back_where_it_may_have_to_change(
+        self, fields: dict[str, Any], is_checked: bool
+    ) -> None:
+        assert _must_check(asked(**fields)) is is_checked
+        assert _must_check(asked(**fields, stream=True)) is is_checked
 
+    def test_lets_the_models_own_text_stream_where_the_schema_is_strict_already(self) -> None:
+        wanted = {"response_format": schema_format(STRICT)}
+        assert _must_check(asked(**wanted))
+        assert not _must_check(asked(**wanted, stream=True))
 
-def test_commentary_settles_nothing() -> None:
-    answer = answer_of(TextDelta("x"), MessageDone("hm", is_commentary=True), AnswerRestarted())
-    assert answer.text == ""
+    def test_gives_the_text_that_the_caller_asked_for(self) -> None:
+        accept = _accept(asked(response_format=schema_format(STRICT)))
+        assert accept('{"a": "b"}') == [TextDelta('{"a": "b"}'), MessageDone('{"a": "b"}')]
+        with pytest.raises(AnswerInvalid):
+            accept('{"a": 1}')
 
-
-def test_text_cut_short_is_an_answer() -> None:
-    assert answer_of(TextDelta("a"), Failed(CUT)).finish_reason == "length"
-
-
-@pytest.mark.parametrize("error", [CUT, WorkerDied("Gone.")])
-def test_failure_without_text_is_raised(error: Any) -> None:
-    with pytest.raises(type(error)):
-        answer_of(Failed(error))
-
-
-def test_no_text_at_all_is_a_refusal() -> None:
-    answer = answer_of(Completed())
-    assert answer.refusal
-    assert answer.finish_reason == "content_filter"
-
-
-def test_total_is_prompt_and_completion() -> None:
-    body = usage_body(Usage(10, 4, 3, 2))
-    assert body is not None
-    assert (body["prompt_tokens"], body["completion_tokens"], body["total_tokens"]) == (10, 3, 13)
-    assert usage_body(None) is None
+    def test_makes_calls_of_a_forced_answer(self) -> None:
+        choice = {"type": "function", "function": {"name": "f"}}
+        (event,) = _accept(asked(tools=[TOOL], tool_choice=choice))("{}")
+        assert isinstance(event, ToolCalled)
+        assert (event.call.name, event.call.arguments) == ("f", "{}")
+        assert event.call.id

@@ -108,7 +108,7 @@ TABLE: list[tuple[str, object, type[EngineError], str]] = [
         "rate_limit_exceeded",
     ),
     (f"{BROKEN}the server had an error", "other", TurnFailed, "upstream_disconnected"),
-    ("Invalid prompt: it was flagged", "other", TurnFailed, "upstream_error"),
+    ("Invalid prompt: it was flagged", "other", PromptRefused, "invalid_prompt"),
     (
         "Incomplete response returned, reason: max_output_tokens",
         "other",

@@ -14,7 +14,8 @@ from proxy.policy import Caller, Options, Root, models_for, resolve_model, resol
 OPTIONS = Options(
     codex_bin="", proxy="", model="", engine="app-server", workers=1, turns_per_worker=1,
     max_concurrency=1, max_queue_size=1, queue_timeout_seconds=1, app_server_codex_home="",
-    codex_configs=(), ephemeral=True, agent=False, fast=False, default_cwd="", allowed_roots=(),
+    codex_configs=(), ephemeral=True, agent=False, fast=False, reasoning=True, max_choices=4,
+    fetch_images=False, default_cwd="", allowed_roots=(),
     timeout_seconds=1, log_level="info",
 )  # fmt: skip
 LARGE, SMALL = Model("large", "", (), is_default=True), Model("small", "", (), is_default=False)

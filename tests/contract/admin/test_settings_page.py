@@ -18,7 +18,7 @@ UNCHANGED = {
     "engine": "app-server", "workers": 1, "turns_per_worker": 100, "max_concurrency": 4,
     "max_queue_size": 64, "queue_timeout_seconds": 30.0, "timeout_seconds": 300.0, "model": "",
     "ephemeral": "on", "codex_configs": "", "codex_bin": "", "app_server_codex_home": "",
-    "proxy": "", "default_cwd": "", "log_level": "info",
+    "proxy": "", "default_cwd": "", "log_level": "info", "reasoning": "on", "max_choices": 4,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from proxy import errors
 from proxy.engines.base import Failed, TextDelta
 from proxy.errors import AnswerIncomplete, EngineError
+from proxy.structured import AnswerInvalid
 from tests.asgi import question
 
 TREE = {
@@ -28,10 +29,14 @@ TREE = {
     "TurnFailed": (502, "upstream_error", "failed"),
     "ContextTooLong": (400, "context_length_exceeded", "failed"),
     "PromptRefused": (400, "invalid_prompt", "failed"),
-    "AnswerIncomplete": (502, "answer_incomplete", "failed"),
+    "AnswerInvalid": (502, "invalid_structured_output", "failed"),
     "EngineProtocolError": (502, "engine_protocol_error", "failed"),
     "TurnStopped": (499, "turn_stopped", "cancelled"),
 }
+TYPES: dict[Any, str] = {
+    400: "invalid_request_error", 429: "rate_limit_error", "insufficient_quota": "insufficient_quota",
+    **dict.fromkeys((499, 502, 503, 504), "server_error"),
+}  # fmt: skip
 
 
 def kinds(base: type[EngineError] = EngineError) -> Iterator[type[EngineError]]:
@@ -41,15 +46,14 @@ def kinds(base: type[EngineError] = EngineError) -> Iterator[type[EngineError]]:
 
 
 def made(name: str) -> EngineError:
-    kind = getattr(errors, name)
-    if kind is AnswerIncomplete:
-        return AnswerIncomplete("Why.", finish_reason="length")
+    kind = AnswerInvalid if name == "AnswerInvalid" else getattr(errors, name)
     error: EngineError = kind("Why.")
     return error
 
 
 def test_every_engine_error_is_in_the_table() -> None:
-    assert {kind.__name__ for kind in kinds()} == set(TREE)
+    # An answer cut short is none of them: it is an answer that says so.
+    assert set(kinds()) - {AnswerIncomplete} == {type(made(name)) for name in TREE}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -62,11 +66,14 @@ async def test_failure_has_its_status_code_and_outcome(site: Any, name: str, str
     assert answer.error["message"] == row.error_message == "Why."
     assert (row.worker, row.codex_version, row.sandbox) == ("scripted", "0.0.0", "read-only")
     assert row.engine_ms is not None
+    assert answer.error["param"] is None
+    assert answer.error["type"] == TYPES.get(code, TYPES[status])
     if status in (429, 503):
         assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert answer.headers.get("x-should-retry") == ("false" if status == 504 else None)
 
 
-@pytest.mark.parametrize("name", [name for name in TREE if name != "AnswerIncomplete"])
+@pytest.mark.parametrize("name", TREE)
 async def test_failure_after_text_keeps_status_200_and_says_so(site: Any, name: str) -> None:
     _, code, outcome = TREE[name]
     site.engine.script = [TextDelta("half"), Failed(made(name))]

@@ -136,9 +136,11 @@ class TestKeepalive:
         monkeypatch.setattr("proxy.completions.KEEPALIVE_S", 0.03)
 
     @staticmethod
-    async def opened(site: Any, *script: Any) -> Exchange:
+    async def opened(site: Any, *script: Any, path: str = "/v1/chat/completions") -> Exchange:
         site.engine.script = list(script)
-        exchange = site.client.open("POST", "/v1/chat/completions", json=question(stream=True))
+        body = question(stream=True, prompt="hi")
+        del body["messages" if path == "/v1/completions" else "prompt"]
+        exchange = site.client.open("POST", path, json=body)
         started: Exchange = await exchange.start()
         return started
 
@@ -153,8 +155,11 @@ class TestKeepalive:
         row = await site.recorded(exchange, "ok")
         assert row.first_delta_ms > 60
 
-    async def test_comments_come_while_the_model_reasons_aloud(
-        self, site: Any, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("path", "reasoning"), [("/v1/chat/completions", False), ("/v1/completions", True)]
+    )
+    async def test_comments_come_while_reasoning_is_not_shown(
+        self, site: Any, monkeypatch: pytest.MonkeyPatch, path: str, reasoning: bool
     ) -> None:
         async def think() -> None:
             while not is_enough.is_set():
@@ -170,7 +175,8 @@ class TestKeepalive:
             return taken[-1]
 
         monkeypatch.setattr(site.engine, "run", remember)
-        exchange = await self.opened(site, is_enough, TextDelta("a"), Completed())
+        await site.set_options(reasoning=reasoning)
+        exchange = await self.opened(site, is_enough, TextDelta("a"), Completed(), path=path)
         (running,) = taken
         thinking = asyncio.create_task(think())
         while exchange.body.count(b": keepalive\n\n") < 3:
@@ -179,7 +185,7 @@ class TestKeepalive:
         await thinking
         await exchange.finish()
         assert b"hm" not in exchange.body
-        assert text_of(exchange) == "a"
+        assert b'"a"' in exchange.body
         await site.recorded(exchange, "ok")
 
     async def test_failure_after_a_comment_is_an_error_object(self, site: Any) -> None:
@@ -192,7 +198,7 @@ class TestKeepalive:
         await cut_off(site, exchange, "rate_limit_exceeded")
 
 
-@pytest.mark.parametrize("error", [RateLimited("Slow down."), WorkerDied("Gone."), CUT, FILTERED])
+@pytest.mark.parametrize("error", [RateLimited("Slow down."), WorkerDied("Gone.")])
 async def test_failure_before_the_first_event_has_its_own_status(site: Any, error: Any) -> None:
     answer = await streamed(site, UsageReported(Usage(5, 0, 1, 1)), error)
     row = await site.refused(answer, error.status, error.code, outcome="failed")
@@ -243,21 +249,24 @@ async def test_whole_answer_holds_restarted_text_once(site: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("text", ["half", ""])
 @pytest.mark.parametrize("error", [CUT, FILTERED])
 async def test_answer_cut_short_is_an_answer_that_says_so(
-    site: Any, error: AnswerIncomplete, stream: bool
+    site: Any, error: AnswerIncomplete, text: str, stream: bool
 ) -> None:
-    site.engine.script = [TextDelta("half"), UsageReported(Usage(5, 0, 1, 0)), Failed(error)]
+    said = [TextDelta(text)] if text else []
+    site.engine.script = [*said, UsageReported(Usage(5, 0, 1, 0)), Failed(error)]
     answer = await site.client.ask(stream=stream)
     assert answer.status == 200
     if stream:
-        assert (text_of(answer), finish_reasons(answer)) == ("half", [error.finish_reason])
+        assert (text_of(answer), finish_reasons(answer)) == (text, [error.finish_reason])
         assert answer.events()[-1] == "[DONE]"
     else:
         (choice,) = answer.json()["choices"]
-        assert choice["message"]["content"] == "half"
+        assert choice["message"]["content"] == text
         assert choice["finish_reason"] == error.finish_reason
-    await site.recorded(answer, "ok")
+    row = await site.recorded(answer, "ok")
+    assert (row.input_tokens, row.output_tokens) == (5, 1)
 
 
 @pytest.mark.parametrize("stream", [True, False])

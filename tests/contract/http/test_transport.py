@@ -70,8 +70,24 @@ async def test_headers_of_sdks_are_ignored(site: Any) -> None:
         "x-request-id": "mine", "accept": "*/*", "expect": "100-continue",
     }  # fmt: skip
     answer = await site.client.post("/v1/chat/completions", json=question(), headers=headers)
-    await site.recorded(answer, "ok")
+    row = await site.recorded(answer, "ok")
     assert answer.headers["x-request-id"] != "mine"
+    assert row.client_request_id == "mine"
+
+
+@pytest.mark.parametrize("name", ["", "x" * 5000, "n\u00f6"])
+async def test_any_request_id_of_the_client_is_kept_as_far_as_it_fits(site: Any, name: str) -> None:
+    answer = await site.client.get("/v1/models", headers={"x-request-id": name})
+    row = await site.recorded(answer, "ok")
+    assert row.client_request_id == name.encode().decode("latin-1")[:128]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_processing_time_is_told(site: Any, stream: bool) -> None:
+    answers = [await site.client.ask(stream=stream), await site.client.ask(n=0)]
+    for answer in answers:
+        assert 0 <= int(answer.headers["openai-processing-ms"]) < 10_000
+    assert "openai-processing-ms" not in (await site.client.get("/health")).headers
 
 
 @pytest.mark.parametrize(
