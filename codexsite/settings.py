@@ -176,7 +176,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "proxy.changelog.ChangelogMiddleware",
 ]
-API_MIDDLEWARE = ["proxy.api.envelope_middleware"]
+API_MIDDLEWARE = ["proxy.rendering.envelope_middleware"]
 
 ROOT_URLCONF = "codexsite.urls"
 ASGI_APPLICATION = "codexsite.asgi.application"

@@ -1,48 +1,41 @@
-"""The HTTP surface: endpoints, the bearer key, and the one place that renders errors. No rules."""
+"""The HTTP surface: the endpoints, and how their bodies are read and written. No rules."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
-from asgiref.sync import markcoroutinefunction
 from django.conf import settings
 from django.contrib.admin.views.decorators import staff_member_required
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.http.request import split_domain_port
 from ninja import NinjaAPI
-from ninja.errors import AuthenticationError, HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 from ninja.parser import Parser
-from ninja.security import HttpBearer
 
 from audit import metrics
-from proxy import __version__, asked, completions, fetching, openapi, policy, runtime, schemas
+from proxy import (
+    __version__,
+    asked,
+    completions,
+    fetching,
+    openapi,
+    policy,
+    rendering,
+    runtime,
+    schemas,
+)
+from proxy.auth import BearerKey
 from proxy.dbthreads import read
 from proxy.engines.base import Inspection
-from proxy.errors import (
-    EngineTimeout,
-    InternalError,
-    InvalidRequest,
-    KeyRejected,
-    MethodNotAllowed,
-    ModelDenied,
-    ProxyError,
-    UnknownUrl,
-    UnsupportedMediaType,
-)
+from proxy.errors import InvalidRequest, ModelDenied, UnknownUrl, UnsupportedMediaType
 from proxy.gateway import RequestContext, context_of
 from proxy.joining import mark_of
-from proxy.models import ApiKey
+from proxy.rendering import json_response
 from proxy.sse import TextChunkWriter
-
-log = logging.getLogger(__name__)
 
 ERRORS = dict.fromkeys(
     (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope
@@ -79,56 +72,6 @@ def _note_asked(context: RequestContext, body: dict[str, Any]) -> None:
     if isinstance(model, str):
         context.record.note(model_asked=model)
     context.record.note(stream=stream if isinstance(stream, bool) else False)
-
-
-class BearerKey(HttpBearer):
-    """The `Authorization: Bearer` header -> the caller behind it, checked before the body is read."""
-
-    async def __call__(self, request: HttpRequest) -> completions.Asker:
-        context = context_of(request.scope)  # type: ignore[attr-defined]
-        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-        given = secret.strip() if scheme.lower() == "bearer" else ""
-        try:
-            caller, options = await read(
-                policy.authenticate,
-                given or None,
-                may_be_anonymous=_may_be_anonymous(request, context),
-            )
-        except KeyRejected as error:
-            if isinstance(error.known_key, ApiKey):
-                _note_key(context, error.known_key)
-            raise
-        finally:
-            context.laps.lap("auth")
-        context.record.note(
-            key_id=caller.key_id,
-            key_name=caller.name,
-            key_prefix=caller.prefix,
-            key_owner=caller.owner,
-        )
-        return completions.Asker(caller, options)
-
-    async def authenticate(self, request: HttpRequest, token: str) -> completions.Asker:
-        return await self(request)
-
-
-def _note_key(context: RequestContext, key: ApiKey) -> None:
-    context.record.note(
-        key_id=key.pk,
-        key_name=key.name,
-        key_prefix=key.prefix,
-        key_owner=key.owner.get_username(),
-    )
-
-
-def _may_be_anonymous(request: HttpRequest, context: RequestContext) -> bool:
-    """Only on a server that listens on loopback alone, for a client of this very machine.
-
-    The host name is checked too: a web page may point a name of its own at 127.0.0.1.
-    """
-    host, _ = split_domain_port(request.META.get("HTTP_HOST", ""))
-    is_named_local = host in ("localhost", "127.0.0.1", "[::1]")
-    return context.is_local and is_named_local and runtime.listens_on_loopback_only()
 
 
 class Api(NinjaAPI):
@@ -189,7 +132,7 @@ async def create_chat_completion(
         for index, answer in enumerate(answers)
     ]
     head_fields = {"object": "chat.completion", "service_tier": exchange.service_tier}
-    return _with_notes(_json(_completion(exchange, choices, **head_fields)), exchange)
+    return _with_notes(json_response(_completion(exchange, choices, **head_fields)), exchange)
 
 
 @api.post(
@@ -219,7 +162,7 @@ async def create_completion(
         for index, answer in enumerate(answers)
     ]
     body = _completion(exchange, choices, object="text_completion")
-    return _with_notes(_json(body), exchange)
+    return _with_notes(json_response(body), exchange)
 
 
 async def _begin(
@@ -284,13 +227,6 @@ def _event_stream(chunks: Any) -> StreamingHttpResponse:  # noqa: ANN401 - an as
     return response
 
 
-def _json(body: dict[str, Any], status: int = 200) -> HttpResponse:
-    content = orjson.dumps(body)
-    response = HttpResponse(content, content_type="application/json", status=status)
-    response["Content-Length"] = str(len(content))
-    return response
-
-
 # --- Models -----------------------------------------------------------------------------------
 
 
@@ -318,7 +254,9 @@ def _model(name: str, options: policy.Options) -> dict[str, Any]:
 async def list_models(request: HttpRequest) -> HttpResponse:
     asker: completions.Asker = request.auth  # type: ignore[attr-defined]
     names = policy.models_for(asker.caller, asker.options, await _catalogue(asker))
-    return _json({"object": "list", "data": [_model(name, asker.options) for name in names]})
+    return json_response(
+        {"object": "list", "data": [_model(name, asker.options) for name in names]}
+    )
 
 
 @api.get(
@@ -337,7 +275,7 @@ async def retrieve_model(request: HttpRequest, model_id: str) -> HttpResponse:
     except ModelDenied as error:
         # In the words of an unknown model: which ones the server has is not this key's business.
         raise policy.unknown_model(model_id) from error
-    return _json(_model(model_id, asker.options))
+    return json_response(_model(model_id, asker.options))
 
 
 # --- How the server does ----------------------------------------------------------------------
@@ -351,7 +289,7 @@ async def retrieve_model(request: HttpRequest, model_id: str) -> HttpResponse:
     tags=["server"],
 )
 async def health(request: HttpRequest) -> HttpResponse:
-    return _json({"status": "ok", "version": __version__})
+    return json_response({"status": "ok", "version": __version__})
 
 
 @api.get(
@@ -373,7 +311,7 @@ async def ready(request: HttpRequest) -> HttpResponse:
     }
     if settings.DEMO:
         body["notice"] = "This is the demo: answers come from a stand-in, not from a model."
-    return _json(body, 200 if found.is_ready else 503)
+    return json_response(body, 200 if found.is_ready else 503)
 
 
 @api.get(
@@ -399,7 +337,7 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
         text = await read(metrics.prometheus_text, gauges)
         return HttpResponse(text, content_type="text/plain; version=0.0.4; charset=utf-8")
     options = await read(policy.load_options)
-    return _json(
+    return json_response(
         {
             **await read(metrics.counters),
             "engine": options.engine,
@@ -419,120 +357,4 @@ async def unknown_url(request: HttpRequest, rest: str) -> HttpResponse:
     raise UnknownUrl(f"Invalid URL ({request.method} {request.path})")
 
 
-# --- Errors -----------------------------------------------------------------------------------
-
-
-def error_response(request: HttpRequest, error: ProxyError) -> HttpResponse:
-    """Render an error in OpenAI's shape and keep it for the audit row. The only place that does."""
-    context_of(request.scope).error = error  # type: ignore[attr-defined]
-    response = _json(error.envelope(), error.status)
-    if error.retry_after_s is not None:
-        response["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, EngineTimeout):
-        response["X-Should-Retry"] = "false"  # or SDKs start the same long turn again, twice
-    return response
-
-
-@api.exception_handler(ProxyError)
-def _proxy_error(request: HttpRequest, error: ProxyError) -> HttpResponse:
-    return error_response(request, error)
-
-
-@api.exception_handler(AuthenticationError)
-def _not_authenticated(request: HttpRequest, error: AuthenticationError) -> HttpResponse:
-    return error_response(request, KeyRejected(policy.NO_KEY, code="missing_api_key"))
-
-
-@api.exception_handler(ValidationError)
-def _not_valid(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    # Where a value may be a text or a list, the finding that went deepest knows which it is.
-    return error_response(request, invalid_field(max(error.errors, key=lambda e: len(e["loc"]))))
-
-
-@api.exception_handler(HttpError)
-def _http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    # ninja hides what its parser raised behind an error of its own
-    cause = error.__cause__
-    return error_response(
-        request, cause if isinstance(cause, ProxyError) else InvalidRequest(error.message)
-    )
-
-
-@api.exception_handler(Exception)
-def _unexpected(request: HttpRequest, error: Exception) -> HttpResponse:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return error_response(request, InternalError("The server failed; its log has the details."))
-
-
-PYDANTIC_CODES = {
-    "missing": "missing_required_parameter",
-    "too_short": "empty_array",
-    "too_long": "array_above_max_length",
-    "string_too_short": "string_below_min_length",
-    "string_too_long": "string_above_max_length",
-    "literal_error": "invalid_value",
-    "int_from_float": "invalid_type",
-}
-BOUNDS = {
-    "greater_than_equal": ("ge", "below_min_value"),
-    "less_than_equal": ("le", "above_max_value"),
-}
-
-
-def invalid_field(found: dict[str, Any]) -> InvalidRequest:
-    """Return pydantic's finding in OpenAI's words: the field as a path, the code by its kind."""
-    # ("body", "payload", "messages", 0, "content", "str") -> messages[0].content
-    param = ""
-    for part in found["loc"][2:]:
-        if isinstance(part, int):
-            param += f"[{part}]"
-        elif part.islower() and "[" not in part and part not in ("str", "int", "bool"):
-            param += f".{part}" if param else part
-    kind = found["type"]
-    if not param and kind == "missing":
-        return InvalidRequest("The request has no body; send a JSON object.", code="invalid_json")
-    code = PYDANTIC_CODES.get(kind, "invalid_type" if "type" in kind else "invalid_value")
-    if kind in BOUNDS:
-        name, suffix = BOUNDS[kind]
-        number = "integer" if isinstance(found["ctx"][name], int) else "decimal"
-        code = f"{number}_{suffix}"
-    if kind == "missing":
-        message = f"Missing required parameter: '{param}'."
-    else:
-        message = f"Invalid value for '{param}': {found['msg']}."
-    return InvalidRequest(message, param=param or None, code=code)
-
-
-GetResponse = Callable[[HttpRequest], Awaitable[HttpResponse]]
-
-
-def envelope_middleware(get_response: GetResponse) -> GetResponse:
-    """The API's one middleware: an error that Django or ninja made itself gets OpenAI's shape."""
-
-    async def middleware(request: HttpRequest) -> HttpResponse:
-        response = await get_response(request)
-        is_ours = response.get("Content-Type", "").startswith("application/json")
-        if response.status_code < 400 or is_ours:
-            return response
-        if response.status_code == 405:
-            error: ProxyError = MethodNotAllowed(
-                f"Not allowed to {request.method} on {request.path} "
-                f"(HINT: perhaps you meant to use {response.get('Allow', 'another method')}?)"
-            )
-        elif response.status_code == 404:
-            error = UnknownUrl(f"Invalid URL ({request.method} {request.path})")
-        elif response.status_code < 500:
-            error = InvalidRequest("The request could not be understood.")
-        else:
-            error = InternalError("The server failed; its log has the details.")
-        shaped = error_response(request, error)
-        if "Allow" in response:
-            shaped["Allow"] = response["Allow"]
-        return shaped
-
-    markcoroutinefunction(middleware)
-    return middleware
-
-
-envelope_middleware.async_capable = True  # type: ignore[attr-defined]
-envelope_middleware.sync_capable = False  # type: ignore[attr-defined]
+rendering.install(api)

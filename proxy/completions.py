@@ -82,7 +82,9 @@ class Exchange:
 
     @property
     def completion_id(self) -> str:
-        return f"chatcmpl-{self.context.record.request_id.hex}"
+        """The audit row's id, with OpenAI's beginning for the kind of answer."""
+        kind = "chatcmpl" if "/chat/" in self.context.record.fields["endpoint"] else "cmpl"
+        return f"{kind}-{self.context.record.request_id.hex}"
 
     @property
     def served_model(self) -> str:
@@ -277,7 +279,7 @@ def _accept(asked: Asked) -> Callable[[str], list[Event]]:
 
 
 def _note_turns(exchange: Exchange, *, is_ours: bool) -> None:
-    """Copy what the turns know of themselves into the record; a joined one's cost is not its own."""
+    """Copy what the turns know of themselves into the record."""
     context, first = exchange.context, exchange.turns[0]
     before = context.laps.ms
     first_delta_ms = None
@@ -292,7 +294,6 @@ def _note_turns(exchange: Exchange, *, is_ours: bool) -> None:
         before["response"] = round(max(whole - engine_ms, 0.0), 3)
     else:
         before["joined"] = whole
-    usage = total_usage([turn.usage for turn in exchange.turns]) if is_ours else None
     context.record.note(
         worker=first.worker,
         codex_version=first.codex_version,
@@ -300,10 +301,24 @@ def _note_turns(exchange: Exchange, *, is_ours: bool) -> None:
         service_tier=exchange.service_tier,
         first_delta_ms=first_delta_ms,
         engine_ms=engine_ms if is_ours else None,
-        input_tokens=usage.input_tokens if usage else None,
-        cached_input_tokens=usage.cached_input_tokens if usage else None,
-        output_tokens=usage.output_tokens if usage else None,
-        reasoning_output_tokens=usage.reasoning_output_tokens if usage else None,
+    )
+    _note_cost(exchange)
+
+
+def _note_cost(exchange: Exchange) -> None:
+    """Put the tokens into one row only: of requests that share turns, that of the first to end.
+
+    It is not always the one that started them: its client may have left before the cost was known.
+    """
+    usage, feed = total_usage([turn.usage for turn in exchange.turns]), exchange.reader.feed
+    if usage is None or feed.is_cost_noted:
+        return
+    feed.is_cost_noted = True
+    exchange.context.record.note(
+        input_tokens=usage.input_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_output_tokens=usage.reasoning_output_tokens,
     )
 
 

@@ -34,7 +34,7 @@
         EngineProtocolError           502     engine_protocol_error  we could not understand it
         TurnStopped                   499     turn_stopped           we ended it: the client left
 
-The status is only data here; `proxy.api` alone turns an error into a response. Messages are safe
+The status is only data here; `proxy.rendering` alone turns an error into a response. Messages are safe
 to show to a caller: no path, no URL, no key. What only an operator may read goes into the log.
 """
 

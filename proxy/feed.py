@@ -24,6 +24,8 @@ class Feed:
         self._news = asyncio.Event()
         self._readers = 0
         self._is_closing = False
+        self.is_cost_noted = False
+        """Whether one of its requests has the turns' tokens in its row: they were spent once."""
         for turn in self.turns:
             turn.share_news(self._news)
 

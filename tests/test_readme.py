@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from codexsite import options, settings
-from proxy import api, errors
+from proxy import errors, rendering
 from proxy.models import ProxySettings
 from proxy.schemas import HINTS, ChatCompletionRequest
 
@@ -40,9 +40,11 @@ def error_codes() -> set[str]:
     sources = [path.read_text() for path in (PROJECT / "proxy").rglob("*.py")]
     given = {code for source in sources for code in re.findall(r'\bcode="(\w+)"', source)}
     ranges = {
-        f"{kind}_{suffix}" for _, suffix in api.BOUNDS.values() for kind in ("integer", "decimal")
+        f"{kind}_{suffix}"
+        for _, suffix in rendering.BOUNDS.values()
+        for kind in ("integer", "decimal")
     }
-    return of_classes | given | set(api.PYDANTIC_CODES.values()) | ranges
+    return of_classes | given | set(rendering.PYDANTIC_CODES.values()) | ranges
 
 
 @pytest.mark.parametrize("code", sorted(error_codes()))

@@ -151,8 +151,24 @@ async def test_first_client_leaving_does_not_cut_the_joined_one(
     gate.set()
     await finished(second)
     assert message_of(second)["content"] == "Hello"
-    outcomes = [(row.outcome, row.joined_to is None) for row in await site.rows()]
+    rows = await site.rows()
+    outcomes = [(row.outcome, row.joined_to is None) for row in rows]
     assert outcomes == [("cancelled", True), ("ok", False)]
+    assert [row.input_tokens for row in rows] == [None, 10]
+    assert len(site.engine.turns) == 1
+
+
+async def test_retry_of_a_client_that_hung_up_first_still_finds_the_turn(
+    site: Any, gate: asyncio.Event
+) -> None:
+    first = await running(site, KEY)
+    (found, *_) = site.service.runtime.joins._running.values()
+    first.leave()
+    await until(lambda: found.feed._readers == 0)
+    second = await joined(site, KEY)
+    gate.set()
+    await finished(second)
+    assert message_of(second)["content"] == "Hello"
     assert len(site.engine.turns) == 1
 
 
