@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from proxy import (
     runtime,
     schemas,
 )
+from proxy.answers import Answer
 from proxy.auth import BearerKey
 from proxy.dbthreads import read
 from proxy.engines.base import Inspection
@@ -35,7 +37,7 @@ from proxy.errors import InvalidRequest, ModelDenied, UnknownUrl, UnsupportedMed
 from proxy.gateway import RequestContext, context_of
 from proxy.joining import mark_of
 from proxy.rendering import json_response
-from proxy.sse import TextChunkWriter
+from proxy.sse import ChunkWriter, TextChunkWriter
 
 ERRORS = dict.fromkeys(
     (400, 401, 403, 404, 413, 415, 429, 500, 502, 503, 504), schemas.ErrorEnvelope
@@ -116,23 +118,7 @@ bearer = BearerKey()
 async def create_chat_completion(
     request: HttpRequest, payload: schemas.ChatCompletionRequest
 ) -> HttpResponse | StreamingHttpResponse:
-    exchange = await _begin(request, payload)
-    if exchange.asked.is_stream:
-        head = await completions.head_of(exchange)
-        response = _event_stream(completions.stream_answers(exchange, head))
-        return _with_notes(response, exchange)
-    answers = await completions.whole_answers(exchange)
-    choices = [
-        {
-            "index": index,
-            "message": answer.message(),
-            "logprobs": None,
-            "finish_reason": answer.finish_reason,
-        }
-        for index, answer in enumerate(answers)
-    ]
-    head_fields = {"object": "chat.completion", "service_tier": exchange.service_tier}
-    return _with_notes(json_response(_completion(exchange, choices, **head_fields)), exchange)
+    return await _complete(request, payload, ChunkWriter, _chat_choice)
 
 
 @api.post(
@@ -146,22 +132,49 @@ async def create_chat_completion(
 async def create_completion(
     request: HttpRequest, payload: schemas.CompletionRequest
 ) -> HttpResponse | StreamingHttpResponse:
-    exchange = await _begin(request, asked.as_chat(payload))
+    return await _complete(request, asked.as_chat(payload), TextChunkWriter, _text_choice)
+
+
+def _chat_choice(answer: Answer) -> dict[str, Any]:
+    return {"message": answer.message()}
+
+
+def _text_choice(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text}
+
+
+async def _complete(
+    request: HttpRequest,
+    payload: schemas.ChatCompletionRequest,
+    writer: type[ChunkWriter],
+    choice_of: Callable[[Answer], dict[str, Any]],
+) -> HttpResponse | StreamingHttpResponse:
+    """Answer in the words of one endpoint: its chunks, its choices."""
+    exchange = await _begin(request, payload)
     if exchange.asked.is_stream:
         head = await completions.head_of(exchange)
-        chunks = completions.stream_answers(exchange, head, TextChunkWriter)
-        return _with_notes(_event_stream(chunks), exchange)
+        return _with_notes(
+            _event_stream(completions.stream_answers(exchange, head, writer)), exchange
+        )
     answers = await completions.whole_answers(exchange)
-    choices = [
-        {
-            "index": index,
-            "text": answer.text,
-            "logprobs": None,
-            "finish_reason": answer.finish_reason,
-        }
-        for index, answer in enumerate(answers)
-    ]
-    body = _completion(exchange, choices, object="text_completion")
+    body = {
+        "id": exchange.completion_id,
+        "object": writer.whole_object,
+        "created": int(time.time()),
+        "model": exchange.served_model,
+        "service_tier": exchange.service_tier,
+        "system_fingerprint": None,
+        "choices": [
+            {
+                "index": index,
+                **choice_of(answer),
+                "logprobs": None,
+                "finish_reason": answer.finish_reason,
+            }
+            for index, answer in enumerate(answers)
+        ],
+        "usage": exchange.usage(),
+    }
     return _with_notes(json_response(body), exchange)
 
 
@@ -194,22 +207,9 @@ async def _understand(
             image.url = await fetching.fetch_image(
                 image.url, where, policy=may_fetch, detail=image.detail
             )
+            image.detail = None  # carried out by now
     async with _decoding:
         return await asyncio.to_thread(asked.understand, payload, max_choices=options.max_choices)
-
-
-def _completion(
-    exchange: completions.Exchange, choices: list[dict[str, Any]], **fields: str
-) -> dict[str, Any]:
-    return {
-        "id": exchange.completion_id,
-        "created": int(time.time()),
-        "model": exchange.served_model,
-        "system_fingerprint": None,
-        **fields,
-        "choices": choices,
-        "usage": exchange.usage(),
-    }
 
 
 def _with_notes(response: Response, exchange: completions.Exchange) -> Response:

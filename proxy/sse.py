@@ -22,6 +22,8 @@ class ChunkWriter:
     """
 
     object = "chat.completion.chunk"
+    whole_object = "chat.completion"
+    """What the same answer is called when it is not streamed."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class ChunkWriter:
 class TextChunkWriter(ChunkWriter):
     """The same for the legacy endpoint, which knows text only and says no role."""
 
-    object = "text_completion"
+    object = whole_object = "text_completion"
 
     def role(self, index: int = 0) -> bytes:
         return b""

@@ -142,6 +142,20 @@ def live(
         site.close()
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """The demo, from an empty directory."""
+    data_dir = tmp_path_factory.mktemp("demo") / "data"
+    with (
+        ScriptedProvider() as unused,
+        Serving(data_dir, "serve", "--port", "0", "--demo") as server,
+    ):
+        drain(server)
+        site = LiveSite(server, data_dir, unused)
+        yield site
+        site.close()
+
+
 def drain(server: Serving) -> None:
     """Keep reading what the server says, so that a full pipe never stops it."""
 

@@ -10,9 +10,7 @@ import openai
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.conftest import LiveSite, drain
-from tests.processes import Serving
-from tests.provider import ScriptedProvider
+from tests.e2e.conftest import LiveSite
 from tests.services import require_chromium
 
 CHROMIUM_FLAGS = [
@@ -24,20 +22,6 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
-    """The demo, from an empty directory."""
-    data_dir = tmp_path_factory.mktemp("demo") / "data"
-    with (
-        ScriptedProvider() as unused,
-        Serving(data_dir, "serve", "--port", "0", "--demo") as server,
-    ):
-        drain(server)
-        site = LiveSite(server, data_dir, unused)
-        yield site
-        site.close()
 
 
 @pytest.fixture(scope="module")

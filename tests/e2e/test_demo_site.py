@@ -6,29 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
-from tests.e2e.conftest import LiveSite, children_of, drain, is_alive, wait_until
-from tests.processes import PROJECT, Serving, environment, free_port, manage, status_of
-from tests.provider import ScriptedProvider
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
-    data_dir = tmp_path_factory.mktemp("demo") / "data"
-    with (
-        ScriptedProvider() as unused,
-        Serving(data_dir, "serve", "--port", "0", "--demo") as server,
-    ):
-        drain(server)
-        site = LiveSite(server, data_dir, unused)
-        yield site
-        site.close()
+from tests.e2e.conftest import LiveSite, children_of, is_alive, wait_until
+from tests.processes import PROJECT, environment, free_port, manage, status_of
 
 
 @pytest.fixture(scope="module")
