@@ -123,6 +123,17 @@ def _option_overrides() -> dict[str, Any]:
                 raise ImproperlyConfigured(f"CODEX_PROXY_CODEX_CONFIGS: {refused}") from refused
     if "allowed_roots" in found:
         found["allowed_roots"] = [item for item in found["allowed_roots"].split(":") if item]
+    for field, least in {
+        "workers": 1,
+        "max_concurrency": 1,
+        "max_queue_size": 0,
+        "queue_timeout_seconds": 0,
+        "timeout_seconds": 1,
+    }.items():
+        if field in found and found[field] < least:
+            raise ImproperlyConfigured(
+                f"{OPTION_VARIABLES[field]}: {found[field]} is less than {least}"
+            )
     for field, choices in {
         "engine": ("app-server", "exec"),
         "log_level": ("debug", "info", "warning", "error"),
@@ -196,11 +207,18 @@ TEMPLATES = [
     },
 ]
 
-DATABASES = {
-    "default": dj_database_url.parse(
-        read(env.str, "DATABASE_URL") or f"sqlite:///{DATA_DIR.database}", conn_health_checks=True
-    )
-}
+
+def _database() -> Any:  # noqa: ANN401 - Django's own dictionary
+    url = read(env.str, "DATABASE_URL") or f"sqlite:///{DATA_DIR.database}"
+    try:
+        return dj_database_url.parse(url, conn_health_checks=True)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            "DATABASE_URL: this is no URL of a database, such as postgresql://user@host/name"
+        ) from error
+
+
+DATABASES = {"default": _database()}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # WAL alone leaves read-then-write transactions failing at once; IMMEDIATE queues them.
     DATABASES["default"]["OPTIONS"] = {

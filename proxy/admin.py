@@ -329,9 +329,16 @@ class AllowedRootAdmin(PolicyAdmin):
     fields = ("alias", "path", "description")
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Let a root go only while no grant names it: the grant would no longer say for where."""
+        """Let a root go only while nothing names it.
+
+        A grant would no longer say for where; a key that loses its only root would fall back on the
+        roots of the settings, and so may do more than before.
+        """
         allowed = super(PolicyAdmin, self).has_delete_permission(request, obj)
-        return allowed and isinstance(obj, AllowedRoot) and not obj.grants.exists()
+        if not allowed or not isinstance(obj, AllowedRoot):
+            return False
+        is_general = ProxySettings.objects.filter(allowed_roots=obj).exists()
+        return not (obj.grants.exists() or obj.keys.exists() or is_general)
 
     @admin.display(description="exists", boolean=True)
     def is_there(self, root: AllowedRoot) -> bool:

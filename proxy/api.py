@@ -46,6 +46,9 @@ STARTED_AT = time.time()
 UNFIT_FOR_A_HEADER = re.compile(r"[^\x20-\x7e]")
 Response = TypeVar("Response", HttpResponse, StreamingHttpResponse)
 
+MAX_REMOTE_IMAGES = 10
+"""Each takes up to ten seconds to download, one after the other."""
+
 _decoding = asyncio.Semaphore(2)
 """Requests whose images are decoded at once: each may take hundreds of megabytes."""
 
@@ -201,13 +204,23 @@ async def _understand(
     ]
     if not places:
         return asked.understand(payload, max_choices=options.max_choices)
+    remote = [
+        (image, where)
+        for image, where in places
+        if image.url.lower().startswith(("http:", "https:"))
+    ]
+    if len(remote) > MAX_REMOTE_IMAGES:
+        raise InvalidRequest(
+            f"At most {MAX_REMOTE_IMAGES} images of a request may be URLs to download.",
+            param="messages",
+            code="invalid_image_url",
+        )
     may_fetch = fetching.default_policy() if options.fetch_images else None
-    for image, where in places:
-        if image.url.lower().startswith(("http:", "https:")):
-            image.url = await fetching.fetch_image(
-                image.url, where, policy=may_fetch, detail=image.detail
-            )
-            image.detail = None  # carried out by now
+    for image, where in remote:
+        image.url = await fetching.fetch_image(
+            image.url, where, policy=may_fetch, detail=image.detail
+        )
+        image.detail = None  # carried out by now
     async with _decoding:
         return await asyncio.to_thread(asked.understand, payload, max_choices=options.max_choices)
 

@@ -44,7 +44,7 @@ from proxy.errors import (
 )
 from proxy.feed import Feed, Reader
 from proxy.gateway import RequestContext
-from proxy.joining import RETRY_GRACE_S, RetryMark
+from proxy.joining import RETRY_GRACE_S, RetryMark, Running
 from proxy.runtime import Runtime
 from proxy.sse import DONE, KEEPALIVE, ChunkWriter, frame
 
@@ -133,18 +133,22 @@ async def begin(
     entry = next((known for known in inspection.models if known.id == model), None)
     check_effort(asked, entry)
     check_images(asked, entry)
-    joined = runtime.joins.find(caller, mark)
+    terms = (kind, workspace.path, sandbox, record.fields["grant_id"], model)
+    joined = runtime.joins.find(caller, mark, terms)
     if joined is not None:
         record.note(joined_to=joined.request_id)
-    else:
-        _take_place(runtime, context, caller)
     context.laps.lap("policy")
-    _put_on_record(context)
 
     tier = tier_to_send(asked, entry)
     if joined is not None:
+        _put_on_record(context)
         feed = joined.feed
     else:
+        held = context.stack.enter_context(ExitStack())
+        place = held.enter_context(ExitStack())
+        place.enter_context(runtime.places_of(caller, asked.choices))
+        run = held.enter_context(runtime.engine(kind, options))
+        _put_on_record(context)
         turn = Turn(
             request_id=str(record.request_id),
             messages=asked.messages,
@@ -158,8 +162,13 @@ async def begin(
             wants_reasoning=options.reasoning,
         )
         turn = _with_form(turn, asked)
-        feed = Feed([_run(runtime, kind, options, turn, asked) for _ in range(asked.choices)])
-        runtime.joins.add(caller, mark, record.request_id, feed)
+        feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
+        # From here on these are the turns': a retry may read on when this request is over.
+        feed.when_over(held.pop_all().close)
+        # The place is free before the last byte: the client's next request must not meet the
+        # clean-up of this one.
+        context.before_close.append(lambda: place.close() if feed.has_ended else None)
+        runtime.joins.add(caller, mark, Running(record.request_id, mark, terms, feed))
     reader = feed.join()
     exchange = Exchange(
         asked=asked,
@@ -221,13 +230,6 @@ def _engine_for(asker: Asker, asked: Asked, *, wants_agent: bool) -> str:
     return "app-server"
 
 
-def _take_place(runtime: Runtime, context: RequestContext, caller: policy.Caller) -> None:
-    place = context.stack.enter_context(ExitStack())
-    place.enter_context(runtime.place_of(caller))
-    # Free before the last byte: the client's next request must not meet this one's clean-up.
-    context.before_close.append(place.close)
-
-
 def _put_on_record(context: RequestContext) -> None:
     """No record, no turn: a request that could be lost from the log is not run."""
     try:
@@ -256,13 +258,8 @@ def _must_check(asked: Asked) -> bool:
     return asked.format is not None and not (asked.is_stream and asked.is_verbatim)
 
 
-def _run(
-    runtime: Runtime, kind: str, options: policy.Options, turn: Turn, asked: Asked
-) -> RunningTurn:
-    def ask(attempt: Turn) -> RunningTurn:
-        return runtime.run(kind, options, attempt)
-
-    return run_checked(ask, turn, _accept(asked)) if _must_check(asked) else ask(turn)
+def _run(run: Callable[[Turn], RunningTurn], turn: Turn, asked: Asked) -> RunningTurn:
+    return run_checked(run, turn, _accept(asked)) if _must_check(asked) else run(turn)
 
 
 def _accept(asked: Asked) -> Callable[[str], list[Event]]:
@@ -311,7 +308,7 @@ def _note_cost(exchange: Exchange) -> None:
     It is not always the one that started them: its client may have left before the cost was known.
     """
     usage, feed = total_usage([turn.usage for turn in exchange.turns]), exchange.reader.feed
-    if usage is None or feed.is_cost_noted:
+    if usage is None or feed.is_cost_noted or (feed.has_readers and not feed.has_ended):
         return
     feed.is_cost_noted = True
     exchange.context.record.note(

@@ -8,7 +8,8 @@ each reader has a place of its own in them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from proxy.engines.base import Event
 from proxy.engines.running import RunningTurn
@@ -32,6 +33,27 @@ class Feed:
     @property
     def is_running(self) -> bool:
         return not self._is_closing and any(not turn.is_over for turn in self.turns)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all turns have come to their end, cleaned up behind or not."""
+        return all(turn.is_over for turn in self.turns)
+
+    @property
+    def has_readers(self) -> bool:
+        return self._readers > 0
+
+    def when_over(self, callback: Callable[[], None]) -> None:
+        """Call back once all turns have ended and their engine has cleaned up behind them."""
+        left = set(range(len(self.turns)))
+
+        def one_is_over(index: int) -> None:
+            left.discard(index)
+            if not left:
+                callback()
+
+        for index, turn in enumerate(self.turns):
+            turn.when_over(partial(one_is_over, index))
 
     def join(self) -> Reader:
         """Return a reader from the first event on. It must be closed."""

@@ -114,6 +114,9 @@ class Gateway:
         self._cors = cors or Cors()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Daphne takes it from a header of the client's: a path that we and Django read differently
+        # would get by the record, the limits and the origins.
+        scope = {**scope, "root_path": ""}
         async with AsyncExitStack() as stack:
             context = self._open(scope, stack)
             is_api = is_recorded(scope["path"])

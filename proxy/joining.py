@@ -52,10 +52,11 @@ def mark_of(headers: Mapping[str, str], path: str, body: bytes) -> RetryMark:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A request whose turns run."""
+    """A request whose turns run, and the terms they run under: a retry joins under the same only."""
 
     request_id: uuid.UUID
     mark: RetryMark
+    terms: Hashable
     feed: Feed
 
 
@@ -63,49 +64,51 @@ class Joins:
     """The requests of this process that run, by what their retries would carry."""
 
     def __init__(self) -> None:
-        self._running: dict[Hashable, Running] = {}
+        self._running: dict[Hashable, list[Running]] = {}
 
-    def find(self, caller: Caller, mark: RetryMark) -> Running | None:
+    def find(self, caller: Caller, mark: RetryMark, terms: Hashable) -> Running | None:
         """Return the running request that this one is a retry of, if any.
 
         Raises `InvalidRequest` where an idempotency key comes again with another body.
         """
         if mark.idempotency_key:
-            found = self._live((_who(caller), "key", mark.idempotency_key))
-            if found is not None and found.mark.body != mark.body:
+            named = self._live((_who(caller), "key", mark.idempotency_key))
+            if any(found.mark.body != mark.body for found in named):
                 raise InvalidRequest(
                     "This Idempotency-Key belongs to a request with another body.",
                     code="idempotency_key_reused",
                 )
-            if found is not None:
-                return found
+            if named:
+                return next((found for found in named if found.terms == terms), None)
         if not mark.is_retry:
             return None
-        found = self._live((_who(caller), "body", mark.body))
         # Two idempotency keys are two requests, whatever else they have in common.
-        keys = {mark.idempotency_key, found.mark.idempotency_key} - {""} if found else set()
-        return found if len(keys) < 2 else None
+        alike = [
+            found
+            for found in self._live((_who(caller), "body", mark.body))
+            if found.terms == terms and not (found.mark.idempotency_key and mark.idempotency_key)
+        ]
+        # Of several, the one whose client has hung up is the one that comes again.
+        return min(alike, key=lambda found: found.feed.has_readers, default=None)
 
-    def _live(self, name: Hashable) -> Running | None:
-        found = self._running.get(name)
-        return found if found is not None and found.feed.is_running else None
+    def _live(self, name: Hashable) -> list[Running]:
+        return [found for found in self._running.get(name, ()) if found.feed.is_running]
 
-    def add(self, caller: Caller, mark: RetryMark, request_id: uuid.UUID, feed: Feed) -> None:
+    def add(self, caller: Caller, mark: RetryMark, running: Running) -> None:
         """Let retries find this request for as long as its turns run."""
-        running = Running(request_id, mark, feed)
         names: list[Hashable] = [(_who(caller), "body", mark.body)]
         if mark.idempotency_key:
             names.append((_who(caller), "key", mark.idempotency_key))
         for name in names:
-            self._running[name] = running
-        for turn in feed.turns:
-            turn.when_over(lambda: self._forget(names, running))
+            self._running.setdefault(name, []).append(running)
+        running.feed.when_over(lambda: self._forget(names, running))
 
     def _forget(self, names: list[Hashable], running: Running) -> None:
-        if all(turn.is_over for turn in running.feed.turns):
-            for name in names:
-                if self._running.get(name) is running:
-                    del self._running[name]
+        for name in names:
+            alike = self._running[name]
+            alike.remove(running)
+            if not alike:
+                del self._running[name]
 
 
 def _who(caller: Caller) -> Hashable:

@@ -38,6 +38,17 @@ def is_inside(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
+def opens_data_directory(real: Path) -> bool:
+    """Return whether work in this real path would reach the server's own data.
+
+    Its workspace folder is there for work; the rest, and what holds it, is not.
+    """
+    data = settings.DATA_DIR
+    if real == data.workspace or data.workspace in real.parents:
+        return False
+    return real == data.root or real in data.root.parents or data.root in real.parents
+
+
 class AllowedRoot(models.Model):
     """A folder that keys may be allowed to work in. Its real path counts, found at each request."""
 
@@ -62,10 +73,7 @@ class AllowedRoot(models.Model):
             raise ValidationError({"path": "The path must be absolute."})
         if not path.is_dir():
             raise ValidationError({"path": "There is no such directory."})
-        real, data = Path(os.path.realpath(path)), settings.DATA_DIR
-        holds_secrets = real == data.root or real in data.root.parents
-        inside = data.root in real.parents and real != data.workspace
-        if (holds_secrets or inside) and data.workspace not in real.parents:
+        if opens_data_directory(Path(os.path.realpath(path))):
             raise ValidationError(
                 {"path": "This would open the server's own data directory to callers."}
             )

@@ -10,6 +10,7 @@ import hmac
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -17,7 +18,14 @@ from django.utils import timezone
 
 from proxy.engines.base import Inspection
 from proxy.errors import AgentDenied, KeyRejected, ModelDenied, ModelNotFound, WorkspaceDenied
-from proxy.models import AgentGrant, ApiKey, ProxySettings, digest_of, is_inside
+from proxy.models import (
+    AgentGrant,
+    ApiKey,
+    ProxySettings,
+    digest_of,
+    is_inside,
+    opens_data_directory,
+)
 
 DEFAULT_ALIASES = ("default", "codex-local")
 FAST_OVERRIDE = 'model_reasoning_effort="low"'
@@ -215,7 +223,8 @@ def resolve_workspace(caller: Caller, asked: str | None) -> Workspace:
     holding = [
         root for root in caller.roots if real and is_inside(real, os.path.realpath(root.path))
     ]
-    if not is_there or not holding:
+    # Looked at again here: a root may have become a link to somewhere else since it was named.
+    if not is_there or not holding or opens_data_directory(Path(real)):
         raise WorkspaceDenied(WRONG_FOLDER, param="metadata.cwd")
     return Workspace(real, max(holding, key=lambda root: len(os.path.realpath(root.path))))
 

@@ -38,6 +38,11 @@ def error_response(request: HttpRequest, error: ProxyError) -> HttpResponse:
     """Render an error in OpenAI's shape and keep it for the audit row. The only place that does."""
     context_of(request.scope).error = error  # type: ignore[attr-defined]
     response = json_response(error.envelope(), error.status)
+    # Else Django logs it without the id by which the audit log knows it.
+    response._has_been_logged = True  # type: ignore[attr-defined]
+    if error.status >= 500:
+        request_id = context_of(request.scope).record.request_id  # type: ignore[attr-defined]
+        log.warning("request %s: %s %s", request_id, error.status, error.code)
     if error.retry_after_s is not None:
         response["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, EngineTimeout):

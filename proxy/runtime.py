@@ -33,7 +33,14 @@ from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
 from proxy.engines.running import RunningTurn
-from proxy.errors import EngineError, KeyBusy, NotLoggedIn, ProxyError, ServerClosing
+from proxy.errors import (
+    EngineError,
+    EngineUnavailable,
+    KeyBusy,
+    NotLoggedIn,
+    ProxyError,
+    ServerClosing,
+)
 from proxy.joining import Joins
 
 log = logging.getLogger(__name__)
@@ -52,12 +59,12 @@ Source = tuple[policy.Options, str]
 
 
 class _Seat:
-    """One engine, its configuration, and the turns it runs for this process."""
+    """One engine, its configuration, and how many requests hold it."""
 
     def __init__(self, source: Source, config: EngineConfig, engine: Engine) -> None:
         self.source, self.config, self.engine = source, config, engine
         self.inspection: Inspection | None = None
-        self.turns = 0
+        self.users = 0
         self.is_replaced = False
 
 
@@ -98,7 +105,8 @@ class Runtime:
         Raises `EngineUnavailable` where it cannot start and `NotLoggedIn` where it lacks a login.
         """
         self.refuse_when_closing()
-        inspection = await self._inspect(self._seat(kind, options), is_fresh=is_fresh)
+        with self._held(self._seat(kind, options)) as seat:
+            inspection = await self._inspect(seat, is_fresh=is_fresh)
         self.notice = None if inspection.can_ask else HOW_TO_LOG_IN
         if not inspection.can_ask:
             raise NotLoggedIn(
@@ -116,29 +124,41 @@ class Runtime:
                 raise
         return seat.inspection
 
-    def run(self, kind: str, options: policy.Options, turn: Turn) -> RunningTurn:
-        """Start a turn on the engine for these options. The caller must `aclose` it."""
+    @contextmanager
+    def engine(self, kind: str, options: policy.Options) -> Iterator[Callable[[Turn], RunningTurn]]:
+        """Hold the engine for these options and give its `run`, whose turns must be closed.
+
+        It stays open until it is let go, even where other options have replaced it meanwhile: all
+        turns of one request run on one engine.
+        """
         self.refuse_when_closing()
-        seat = self._seat(kind, options)
-        running = seat.engine.run(turn)
-        seat.turns += 1
-        running.when_over(lambda: self._turn_is_over(seat))
-        return running
+        with self._held(self._seat(kind, options)) as seat:
+            yield seat.engine.run
 
     @contextmanager
-    def place_of(self, caller: policy.Caller) -> Iterator[None]:
-        """Hold one of the key's places. Raises `KeyBusy` when all are taken."""
+    def _held(self, seat: _Seat) -> Iterator[_Seat]:
+        seat.users += 1
+        try:
+            yield seat
+        finally:
+            seat.users -= 1
+            if seat.is_replaced:
+                self._close_when_idle(seat)
+
+    @contextmanager
+    def places_of(self, caller: policy.Caller, count: int) -> Iterator[None]:
+        """Hold so many of the key's places. Raises `KeyBusy` when there are not as many left."""
         key_id, cap = caller.key_id, caller.max_concurrency
         if key_id is None or cap is None:
             yield
             return
-        if self._turns_of_key[key_id] >= cap:
-            raise KeyBusy(f"This key may run {cap} requests at once, and they are running.")
-        self._turns_of_key[key_id] += 1
+        if self._turns_of_key[key_id] + count > cap:
+            raise KeyBusy(f"This key may run {cap} turns at once, and too many are running.")
+        self._turns_of_key[key_id] += count
         try:
             yield
         finally:
-            self._turns_of_key[key_id] -= 1
+            self._turns_of_key[key_id] -= count
 
     # Which engine.
 
@@ -170,13 +190,8 @@ class Runtime:
         for name in ("proxy", "audit", "codexsite"):
             logging.getLogger(name).setLevel(level.upper())
 
-    def _turn_is_over(self, seat: _Seat) -> None:
-        seat.turns -= 1
-        if seat.is_replaced:
-            self._close_when_idle(seat)
-
     def _close_when_idle(self, seat: _Seat) -> None:
-        if seat.turns == 0:
+        if seat.users == 0:
             self._in_background(seat.engine.aclose())
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
@@ -228,7 +243,11 @@ class Runtime:
 def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = ()) -> EngineConfig:
     """Return what an engine is built from, for the options in force; makes its CODEX_HOME."""
     home = codex_home(options)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log.error("CODEX_HOME %s cannot be used: %s", home, error)
+        raise EngineUnavailable("The server's CODEX_HOME cannot be used.") from error
     return EngineConfig(
         codex_bin=codex_binary(options.codex_bin),
         codex_home=str(home),
@@ -319,7 +338,7 @@ async def check_health(runtime: Runtime) -> Health:
     except NotLoggedIn as error:
         health.note("engine", None)
         health.note("login", error.message)
-    except EngineError as error:
+    except ProxyError as error:
         health.note("engine", error.message)
         health.note("login", "Unknown: the engine does not start.")
     else:

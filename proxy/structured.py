@@ -30,6 +30,8 @@ class AnswerInvalid(TurnFailed):
     """
 
     code = "invalid_structured_output"
+    reason = "The model's answer is not what was asked for."
+    """For the audit row: what did not match may name a key of the answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -206,7 +206,13 @@ class ExecEngine:
             )
             # Whoever asked may be gone when it fails.
             self._inspection.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(self._inspection)
+        inspection = self._inspection
+        try:
+            return await asyncio.shield(inspection)
+        except asyncio.CancelledError:
+            if inspection.cancelled():  # by our `aclose`: it is not the waiter who was cancelled
+                raise ShuttingDown("The server is shutting down.") from None
+            raise
 
     async def _inspect(self) -> Inspection:
         worker = await Worker.start(self.config, 0, None)

@@ -29,6 +29,11 @@ async def _worker(config: EngineConfig) -> AsyncIterator[Worker]:
     try:
         yield worker
     except RpcRefused as refused:
+        if "error sending request" in refused.reason:
+            raise LoginFailed(
+                "Codex cannot reach its login service, to get a device code for example. Check the "
+                "network, or set an outbound proxy (CODEX_PROXY_PROXY)."
+            ) from refused
         raise LoginFailed(f"Codex refused: {scrub(refused.reason)}") from refused
     finally:
         await worker.stop()

@@ -161,7 +161,13 @@ class WorkerPool(Generic[W]):
             )
             # Whoever waited may be gone when it fails; the failure is kept in the slot.
             slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return await asyncio.shield(slot.starting)
+        starting = slot.starting
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            if starting.cancelled():  # by our `aclose`: it is not the waiter who was cancelled
+                raise ShuttingDown("The server is shutting down.") from None
+            raise
 
     async def _fill(self, slot: _Slot[W]) -> W:
         try:

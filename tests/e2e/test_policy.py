@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import openai
 import pytest
 
@@ -172,3 +173,14 @@ def test_change_of_the_settings_counts_from_the_next_request_on(live: LiveSite) 
         live.run_code("ProxySettings(engine='app-server').save()")
     answer = ask(live.client())
     assert live.row_of(answer._request_id or "")["engine"] == "app-server"
+
+
+def test_header_of_the_clients_cannot_lead_around_the_log(live: LiveSite) -> None:
+    """Daphne takes its root path from a header; both readings of the path must be the same."""
+    before = live.count()
+    headers = {"daphne-root-path": "/x", "content-type": "application/json"}
+    for path in ("/x/v1/chat/completions", "/v1/chat/completions"):
+        httpx.post(f"{live.url}{path}", headers=headers, content=b"{}")
+    rows = live.rows()
+    assert [row["endpoint"] for row in rows[before:]] == ["/v1/chat/completions"]
+    assert rows[-1]["http_status"] == 401

@@ -15,7 +15,7 @@ from proxy.engines.base import Completed, Turn
 from proxy.engines.running import RunningTurn
 from proxy.errors import InvalidRequest
 from proxy.feed import Feed
-from proxy.joining import Joins, RetryMark, mark_of
+from proxy.joining import Joins, RetryMark, Running, mark_of
 from proxy.policy import Caller, Root
 
 ROOT = Root("project", "/project")
@@ -51,6 +51,9 @@ class Playing:
         await self.reader.aclose()
 
 
+TERMS = ("app-server", "/work", "read-only", None, "m")
+
+
 @pytest.fixture
 async def playing() -> AsyncIterator[Playing]:
     found = Playing()
@@ -60,7 +63,7 @@ async def playing() -> AsyncIterator[Playing]:
 
 def joins_with(playing: Playing, given_mark: RetryMark) -> Joins:
     joins = Joins()
-    joins.add(caller(), given_mark, FIRST, playing.feed)
+    joins.add(caller(), given_mark, Running(FIRST, given_mark, TERMS, playing.feed))
     return joins
 
 
@@ -86,18 +89,18 @@ def id_of(found: Any) -> uuid.UUID | None:
 async def test_retry_is_known_by_its_key_or_by_mark_and_body(
     playing: Playing, first: RetryMark, second: RetryMark, is_joined: bool
 ) -> None:
-    found = joins_with(playing, first).find(caller(), second)
+    found = joins_with(playing, first).find(caller(), second, TERMS)
     assert id_of(found) == (FIRST if is_joined else None)
 
 
 @pytest.mark.parametrize("second", [mark("k"), mark(retry=True)])
 async def test_another_caller_never_joins(playing: Playing, second: RetryMark) -> None:
-    assert joins_with(playing, mark("k")).find(caller("other"), second) is None
+    assert joins_with(playing, mark("k")).find(caller("other"), second, TERMS) is None
 
 
 async def test_key_with_another_body_is_refused(playing: Playing) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        joins_with(playing, mark("k")).find(caller(), mark("k", body="other"))
+        joins_with(playing, mark("k")).find(caller(), mark("k", body="other"), TERMS)
     assert refused.value.code == "idempotency_key_reused"
 
 
@@ -105,24 +108,46 @@ async def test_ended_request_is_not_joined_and_forgotten(playing: Playing) -> No
     joins = joins_with(playing, mark("k"))
     await playing.end()
     await asyncio.sleep(0)  # the callbacks of the turn's task
-    assert joins.find(caller(), mark("k", body="other")) is None
+    assert joins.find(caller(), mark("k", body="other"), TERMS) is None
     assert joins._running == {}
 
 
 async def test_request_that_nobody_reads_any_more_is_not_joined(playing: Playing) -> None:
     joins = joins_with(playing, mark("k"))
     await playing.reader.aclose()
-    assert joins.find(caller(), mark("k")) is None
+    assert joins.find(caller(), mark("k"), TERMS) is None
+
+
+async def test_retry_under_other_terms_is_a_request_of_its_own(playing: Playing) -> None:
+    joins = joins_with(playing, mark("k"))
+    agents = ("app-server", "/work", "workspace-write", 1, "m")
+    assert joins.find(caller(), mark("k"), agents) is None
+    assert joins.find(caller(), mark(retry=True), agents) is None
+
+
+async def test_retry_of_one_of_two_alike_finds_the_one_whose_client_hung_up(
+    playing: Playing,
+) -> None:
+    joins, other = joins_with(playing, mark()), Playing()
+    second = uuid.uuid4()
+    joins.add(caller(), mark(), Running(second, mark(), TERMS, other.feed))
+    leaving = asyncio.create_task(playing.reader.aclose(grace_s=5))
+    await asyncio.sleep(0)
+    assert id_of(joins.find(caller(), mark(retry=True), TERMS)) == FIRST
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await playing.feed.join().aclose()
+    await other.end()
 
 
 async def test_end_of_an_older_request_leaves_the_newer_one_known(playing: Playing) -> None:
     joins = joins_with(playing, mark())
     newer = Playing()
     second = uuid.uuid4()
-    joins.add(caller(), mark(), second, newer.feed)
+    joins.add(caller(), mark(), Running(second, mark(), TERMS, newer.feed))
     await playing.end()
     await asyncio.sleep(0)
-    assert id_of(joins.find(caller(), mark(retry=True))) == second
+    assert id_of(joins.find(caller(), mark(retry=True), TERMS)) == second
     await newer.end()
 
 

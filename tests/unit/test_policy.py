@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,3 +82,18 @@ def test_catalogue_without_a_default_leaves_only_named_models(asked: str) -> Non
     with pytest.raises(ModelNotFound):
         resolve_model(asked, caller(), OPTIONS, catalogue(SMALL))
     assert models_for(caller(), OPTIONS, catalogue(SMALL)) == ["small"]
+
+
+def test_root_that_became_a_link_to_the_servers_data_opens_nothing(
+    tmp_path: Path, settings: Any
+) -> None:
+    link = tmp_path / "root"
+    link.symlink_to(settings.DATA_DIR.codex_home)
+    with pytest.raises(WorkspaceDenied):
+        resolve_workspace(caller(Root("alias", str(link))), None)
+
+
+def test_folder_that_holds_the_servers_data_is_no_workspace(settings: Any) -> None:
+    above = settings.DATA_DIR.root.parent
+    with pytest.raises(WorkspaceDenied):
+        resolve_workspace(caller(Root("alias", str(above))), str(above))

@@ -75,7 +75,9 @@ def _find_owner(name: str | None) -> Any:  # noqa: ANN401 - the user model is a 
     users = get_user_model()._default_manager
     if name is None:
         user = users.filter(is_superuser=True).order_by("pk").first()
-        problem = "There is no admin yet: run `serve` once, or name an --owner."
+        problem = (
+            "There is no admin yet: run `serve` once, or `createsuperuser`, or name an --owner."
+        )
     else:
         user = users.filter(username=name).first()
         problem = f"There is no user {name!r}."

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError
 
 from proxy import runtime
 from proxy.engines import login
@@ -51,8 +52,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, action: str, **options: Any) -> None:  # noqa: ANN401 - Django's
         logging.getLogger("proxy").setLevel(logging.ERROR)  # a server's log, not a terminal's
-        config = runtime.engine_config(load_options())
         try:
+            config = runtime.engine_config(load_options())
             if action == "login" and options["reuse"]:
                 self._reuse(config)
             elif action == "login":
@@ -61,6 +62,10 @@ class Command(BaseCommand):
                 self._log_out(config)
             else:
                 self._say(asyncio.run(login.inspect(config)), config)
+        except DatabaseError as error:
+            raise CommandError(
+                "The database is not prepared: run `serve` or `migrate` first."
+            ) from error
         except (login.LoginFailed, EngineError) as error:
             raise CommandError(str(error)) from error
 

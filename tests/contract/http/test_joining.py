@@ -49,7 +49,7 @@ async def running(site: Any, headers: dict[str, str], **more: Any) -> Exchange:
 
 async def joined(site: Any, headers: dict[str, str], **more: Any) -> Exchange:
     """Send a request and wait until it reads the turn that runs already."""
-    found = next(iter(site.service.runtime.joins._running.values()))
+    found = next(iter(site.service.runtime.joins._running.values()))[0]
     before = found.feed._readers
     exchange = sent(site, headers, **more)
     await until(lambda: found.feed._readers > before)
@@ -162,7 +162,7 @@ async def test_retry_of_a_client_that_hung_up_first_still_finds_the_turn(
     site: Any, gate: asyncio.Event
 ) -> None:
     first = await running(site, KEY)
-    (found, *_) = site.service.runtime.joins._running.values()
+    found = next(iter(site.service.runtime.joins._running.values()))[0]
     first.leave()
     await until(lambda: found.feed._readers == 0)
     second = await joined(site, KEY)
