@@ -105,12 +105,17 @@ def test_not_even_a_superuser_deletes_what_is_evidence(
     assert row is None or model._base_manager.filter(pk=pk).exists()
 
 
-def test_a_root_stays_while_a_grant_names_it(client: Client, grant: AgentGrant, root: AllowedRoot):
+def test_a_root_stays_while_a_grant_or_a_key_names_it(
+    client: Client, grant: AgentGrant, root: AllowedRoot
+):
     page = f"/admin/proxy/allowedroot/{root.pk}/delete/"
 
     assert client.post(page, {"post": "yes"}).status_code == 403
 
     grant.roots.clear()
+    assert client.post(page, {"post": "yes"}).status_code == 403
+    for key in root.keys.all():  # without it the key would fall back on the general roots
+        key.allowed_roots.remove(root)
     assert client.post(page, {"post": "yes"}).status_code == 302
     assert not AllowedRoot.objects.exists()
 
