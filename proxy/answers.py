@@ -19,7 +19,6 @@ from proxy.engines.base import (
 )
 from proxy.errors import AnswerIncomplete, TurnFailed
 from proxy.stops import StopCutter
-from proxy.structured import AnswerInvalid
 from proxy.tools import check_arguments
 
 NO_TEXT = "The model gave no text: it refused, or its answer was withheld."
@@ -208,6 +207,3 @@ def usage_body(usage: Usage | None) -> dict[str, Any] | None:
             "rejected_prediction_tokens": 0,
         },
     }
-
-
-__all__ = ["Answer", "AnswerInvalid", "broken_off", "total_usage", "usage_body"]

@@ -103,6 +103,18 @@ class Exchange:
 # --- From the request to running turns --------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the policy gives this request; a retry joins only one that runs under the same."""
+
+    engine: str
+    cwd: str
+    sandbox: Sandbox
+    grant_id: int | None
+    model: str
+    service_tier: str | None
+
+
 async def begin(
     runtime: Runtime, context: RequestContext, asker: Asker, asked: Asked, mark: RetryMark
 ) -> Exchange:
@@ -115,66 +127,23 @@ async def begin(
     caller, options, record = asker.caller, asker.options, context.record
     deadline = asyncio.get_running_loop().time() + options.timeout_seconds
     record.note(asked=asked.summary(), ignored_params=",".join(asked.ignored)[:MAX_NOTED_PARAMS])
-    _refuse_ignored_where_strict(caller, asked)
-    wants_agent = _wants_agent(asker, asked)
-    kind = _engine_for(asker, asked, wants_agent=wants_agent)
-    record.note(engine=kind, agent_mode=wants_agent)
-
-    workspace = await read(policy.resolve_workspace, caller, asked.wish.cwd)
-    record.note(cwd=workspace.path, root_alias=workspace.root.alias)
-    sandbox: Sandbox = "read-only"
-    if wants_agent:
-        grant = await read(policy.find_grant, caller, workspace)
-        record.note(grant_id=grant.pk)
-        sandbox = "workspace-write"
-    record.note(sandbox=sandbox)
-    inspection = await runtime.usable(kind, options)
-    model = policy.resolve_model(asked.model, caller, options, inspection)
-    entry = next((known for known in inspection.models if known.id == model), None)
-    check_effort(asked, entry)
-    check_images(asked, entry)
-    terms = (kind, workspace.path, sandbox, record.fields["grant_id"], model)
+    terms = await _admit(runtime, context, asker, asked)
     joined = runtime.joins.find(caller, mark, terms)
     if joined is not None:
         record.note(joined_to=joined.request_id)
     context.laps.lap("policy")
-
-    tier = tier_to_send(asked, entry)
     if joined is not None:
         _put_on_record(context)
         feed = joined.feed
     else:
-        held = context.stack.enter_context(ExitStack())
-        place = held.enter_context(ExitStack())
-        place.enter_context(runtime.places_of(caller, asked.choices))
-        run = held.enter_context(runtime.engine(kind, options))
-        _put_on_record(context)
-        turn = Turn(
-            request_id=str(record.request_id),
-            messages=asked.messages,
-            cwd=workspace.path,
-            deadline=deadline,
-            sandbox=sandbox,
-            model=model,
-            effort=asked.effort,
-            verbosity=asked.verbosity,
-            service_tier=tier,
-            wants_reasoning=options.reasoning,
-        )
-        turn = _with_form(turn, asked)
-        feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
-        # From here on these are the turns': a retry may read on when this request is over.
-        feed.when_over(held.pop_all().close)
-        # The place is free before the last byte: the client's next request must not meet the
-        # clean-up of this one.
-        context.before_close.append(lambda: place.close() if feed.has_ended else None)
+        feed = _start(runtime, context, asker, asked, terms, deadline)
         runtime.joins.add(caller, mark, Running(record.request_id, mark, terms, feed))
     reader = feed.join()
     exchange = Exchange(
         asked=asked,
         context=context,
         reader=reader,
-        service_tier=tier or "default",
+        service_tier=terms.service_tier or "default",
         is_checked=_must_check(asked),
         shows_reasoning=options.reasoning,
     )
@@ -182,6 +151,66 @@ async def begin(
     context.before_close.append(lambda: _note_turns(exchange, is_ours=is_ours))
     context.stack.push_async_callback(_leave, reader, context, mark)
     return exchange
+
+
+async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked: Asked) -> Terms:
+    """Return what this request may do, noting each answer of the policy as it is found."""
+    caller, options, record = asker.caller, asker.options, context.record
+    _refuse_ignored_where_strict(caller, asked)
+    wants_agent = _wants_agent(asker, asked)
+    kind = _engine_for(asker, asked, wants_agent=wants_agent)
+    record.note(engine=kind, agent_mode=wants_agent)
+    workspace = await read(policy.resolve_workspace, caller, asked.wish.cwd)
+    record.note(cwd=workspace.path, root_alias=workspace.root.alias)
+    sandbox: Sandbox = "read-only"
+    grant_id = None
+    if wants_agent:
+        grant_id = (await read(policy.find_grant, caller, workspace)).pk
+        record.note(grant_id=grant_id)
+        sandbox = "workspace-write"
+    record.note(sandbox=sandbox)
+    inspection = await runtime.usable(kind, options)
+    model = policy.resolve_model(asked.model, caller, options, inspection)
+    entry = next((known for known in inspection.models if known.id == model), None)
+    check_effort(asked, entry)
+    check_images(asked, entry)
+    return Terms(kind, workspace.path, sandbox, grant_id, model, tier_to_send(asked, entry))
+
+
+def _start(
+    runtime: Runtime,
+    context: RequestContext,
+    asker: Asker,
+    asked: Asked,
+    terms: Terms,
+    deadline: float,
+) -> Feed:
+    """Put the request on record and start its turns, which hold the key's places and the engine."""
+    held = context.stack.enter_context(ExitStack())
+    place = held.enter_context(ExitStack())
+    place.enter_context(runtime.places_of(asker.caller, asked.choices))
+    run = held.enter_context(runtime.engine(terms.engine, asker.options))
+    _put_on_record(context)
+    turn = Turn(
+        request_id=str(context.record.request_id),
+        messages=asked.messages,
+        cwd=terms.cwd,
+        deadline=deadline,
+        sandbox=terms.sandbox,
+        model=terms.model,
+        effort=asked.effort,
+        verbosity=asked.verbosity,
+        service_tier=terms.service_tier,
+        wants_reasoning=asker.options.reasoning,
+    )
+    turn = _with_form(turn, asked)
+    feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
+    # From here on these are the turns': a retry may read on when this request is over.
+    feed.when_over(held.pop_all().close)
+    # The place is free before the last byte: the client's next request must not meet the clean-up
+    # of this one.
+    context.before_close.append(lambda: place.close() if feed.has_ended else None)
+    return feed
 
 
 async def _leave(reader: Reader, context: RequestContext, mark: RetryMark) -> None:
