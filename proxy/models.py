@@ -26,6 +26,11 @@ from proxy.overrides import OverrideRefused, check_override
 SECRET_START = "sk-codexsite-"  # noqa: S105 - the public beginning of every secret
 PREFIX_LENGTH = len(SECRET_START) + 8
 ENGINES = [("app-server", "app-server"), ("exec", "exec")]
+LEVELS = [
+    ("read", "read"),
+    ("write", "read and write"),
+    ("network", "read and write, with network"),
+]
 
 
 def digest_of(secret: str) -> str:
@@ -247,6 +252,17 @@ class AgentGrant(models.Model):
 
     key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="grants")
     roots = models.ManyToManyField(AllowedRoot, related_name="grants")
+    level = models.CharField(
+        max_length=16,
+        choices=LEVELS,
+        default="write",
+        help_text="What commands may do inside the roots; nothing outside them is ever open.",
+    )
+    reads_agents_md = models.BooleanField(
+        "reads AGENTS.md",
+        default=False,
+        help_text="Let the agent take instructions from AGENTS.md files in the folder.",
+    )
     reason = models.CharField(max_length=300)
     granted_by = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -255,6 +271,15 @@ class AgentGrant(models.Model):
         editable=False,
         related_name="+",
     )
+    approved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="+",
+    )
+    approved_at = models.DateTimeField(null=True, blank=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
     starts_at = models.DateTimeField(default=timezone.now)
     ends_at = models.DateTimeField(null=True, blank=True, help_text="Empty: until revoked.")

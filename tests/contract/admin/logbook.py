@@ -17,7 +17,8 @@ FILL = """
         codex_version, cwd, root_alias, agent_mode, grant_id, sandbox, outcome, http_status,
         error_code, error_message, input_tokens, cached_input_tokens, output_tokens,
         reasoning_output_tokens, first_delta_ms, engine_ms, total_ms, phases,
-        client_request_id, asked, ignored_params, service_tier
+        client_request_id, asked, ignored_params, service_tier,
+        grant_reason, level, policy_hash, killed_by, kill_reason
     )
     WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < %(rows)s)
     SELECT
@@ -30,7 +31,8 @@ FILL = """
         CASE WHEN n %% 2000 = 13 AND n %% 11 > 0 THEN 'timed_out' WHEN n %% 100 = 1 THEN 'rejected' ELSE 'ok' END,
         CASE WHEN n %% 2000 = 13 AND n %% 11 > 0 THEN 504 WHEN n %% 100 = 1 THEN 403 ELSE 200 END,
         '', '', 100, 30, 20, 0, 400.0, 900.0, 950.0, '{"auth": 0.5, "answer": 900.0}',
-        '', '{"messages": 1}', '', 'default'
+        '', '{"messages": 1}', '', 'default',
+        '', '', '', '', ''
     FROM number
 """
 
