@@ -470,7 +470,13 @@ def _opens(key: ApiKey, root: AllowedRoot) -> bool:
 class ProxySettingsAdmin(PolicyAdmin):
     form = ProxySettingsForm
     sections = (
-        ("Engine", ("engine", "workers", "turns_per_worker", "max_concurrency")),
+        (
+            "Engine",
+            (
+                "engine", "workers", "turns_per_worker", "worker_max_mb", "worker_max_hours",
+                "max_concurrency",
+            ),
+        ),
         ("Waiting", ("max_queue_size", "queue_timeout_seconds", "timeout_seconds")),
         (
             "Codex",

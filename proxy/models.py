@@ -364,6 +364,18 @@ class ProxySettings(models.Model):
         validators=[MinValueValidator(1), MaxValueValidator(500)],
         help_text="Turns that one app-server process runs at once.",
     )
+    worker_max_mb = models.PositiveIntegerField(
+        "memory of a worker",
+        default=1024,
+        validators=[MinValueValidator(256)],
+        help_text="In MB. A worker above it is replaced; its running turns finish.",
+    )
+    worker_max_hours = models.FloatField(
+        "age of a worker",
+        default=24.0,
+        validators=[MinValueValidator(0.01)],
+        help_text="In hours. An older one is replaced; its running turns finish.",
+    )
     max_concurrency = models.PositiveIntegerField(
         default=4,
         validators=[MinValueValidator(1), MaxValueValidator(500)],

@@ -60,6 +60,8 @@ class Options:
     engine: str
     workers: int
     turns_per_worker: int
+    worker_max_mb: int
+    worker_max_hours: float
     max_concurrency: int
     max_queue_size: int
     queue_timeout_seconds: float

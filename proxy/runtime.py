@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from proxy import policy
 from proxy.dbthreads import read
 from proxy.demo import DemoProvider
 from proxy.demo import overrides as demo_overrides
-from proxy.engines import scratch
+from proxy.engines import certificates, scratch
 from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
@@ -257,6 +258,8 @@ def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = 
         ephemeral=options.ephemeral,
         workers=options.workers,
         turns_per_worker=options.turns_per_worker,
+        worker_max_mb=options.worker_max_mb,
+        worker_max_age_s=options.worker_max_hours * 3600,
         max_concurrency=options.max_concurrency,
         max_queue_size=options.max_queue_size,
         queue_timeout_s=options.queue_timeout_seconds,
@@ -286,11 +289,18 @@ def child_environment(outbound_proxy: str = "") -> dict[str, str]:
         "TMPDIR": scratch,
         **settings.CHILD_ENVIRONMENT,
     }
+    if not settings.CHILD_ENVIRONMENT.keys() & set(certificates.OPERATORS_CHOICE):
+        environment |= _authorities()
     if outbound_proxy:
         for name in ("http_proxy", "https_proxy"):
             environment[name] = environment[name.upper()] = outbound_proxy
         environment["no_proxy"] = environment["NO_PROXY"] = "127.0.0.1,localhost"
     return environment
+
+
+@cache
+def _authorities() -> dict[str, str]:
+    return certificates.spread_out(settings.DATA_DIR.scratch)
 
 
 def login_id(codex_home: Path) -> str:

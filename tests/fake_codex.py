@@ -19,8 +19,8 @@ little, since a test may start four of them.
     mute-turn-start        never answers `turn/start`, though the turn runs
     garble                 a notification without its fields
 
-System text `hold-thread-start: NAME` holds the answer to `thread/start`. The file `refuse` makes it
-fail at once. Environment: FAKE_OVERLOADED=n answers the first n thread/start with -32001,
+The file `hold-thread-start` holds the answer to `thread/start` until `go-thread-start` is there. The
+file `refuse` makes it fail at once. Environment: FAKE_OVERLOADED=n answers the first n thread/start with -32001,
 FAKE_LOGGED_OUT=1, FAKE_MUTE=1 never answers `initialize`, FAKE_NO_CATALOGUE=1.
 """
 
@@ -380,11 +380,11 @@ class AppServer:
         thread_id = f"thread-{os.getpid()}-{self._count}"
         self._texts[thread_id] = ""
         result = {"thread": {"id": thread_id}, "model": params.get("model") or MODELS[0]}
-        held = argument_of("hold-thread-start", params.get("baseInstructions", ""))
-        if held is None:
+        if not self.notebook.has("hold-thread-start"):
             self.answer(number, result)
         else:
-            threading.Thread(target=self._hold, args=(held, number, result), daemon=True).start()
+            held = ("go-thread-start", number, result)
+            threading.Thread(target=self._hold, args=held, daemon=True).start()
 
     def _hold(self, name: str, number: int, result: object) -> None:
         while not self.notebook.has(name):

@@ -25,7 +25,7 @@ from proxy.engines.catalogue import AGENT_CONFIG, LEAN_CHAT_CONFIG, write_lean
 from proxy.engines.conversation import as_items, split_instructions
 from proxy.engines.launch import environment
 from proxy.engines.pool import Gate, WorkerPool
-from proxy.engines.running import RunningTurn, Turns
+from proxy.engines.running import RunningTurn, Turns, with_second_try
 from proxy.engines.worker import RpcRefused, Thread, Worker
 from proxy.errors import EngineProtocolError, TurnFailed
 
@@ -53,7 +53,15 @@ class AppServerEngine:
                     self.config.codex_bin, environment(self.config), Path(self.config.scratch_dir)
                 )
             )
-        return await Worker.start(self.config, number, await asyncio.shield(self._catalogue))
+        worker = await Worker.start(self.config, number, await asyncio.shield(self._catalogue))
+        worker.spares.prepare(self._usual_thread(worker))
+        return worker
+
+    def _usual_thread(self, worker: Worker) -> dict[str, Any]:
+        """Return what the thread of a plain chat with the default model is started with."""
+        default = next((model.id for model in worker.inspection.models if model.is_default), None)
+        plain = Turn(request_id="", messages=(), cwd="/", deadline=0.0, model=default)
+        return thread_parameters(plain, ephemeral=self.config.ephemeral)[0]
 
     def run(self, turn: Turn) -> RunningTurn:
         return self._turns.run(turn, self._drive)
@@ -61,15 +69,19 @@ class AppServerEngine:
     async def _drive(self, running: RunningTurn) -> None:
         async with self.gate.place():
             running.laps.lap("queue_wait")
-            async with self._pool.lease() as worker:
-                running.laps.lap("worker_start")
-                running.worker, running.codex_version = worker.name, worker.version
-                await self._converse(worker, running)
+            await with_second_try(running, self._attempt)
+
+    async def _attempt(self, running: RunningTurn) -> None:
+        async with self._pool.lease() as worker:
+            running.laps.lap("worker_start")
+            running.worker, running.codex_version = worker.name, worker.version
+            await self._converse(worker, running)
 
     async def _converse(self, worker: Worker, running: RunningTurn) -> None:
         thread = Thread(worker, is_agent=running.turn.is_agent)
+        params, history = thread_parameters(running.turn, ephemeral=self.config.ephemeral)
         try:
-            await self._begin(thread, worker, running)
+            await self._begin(thread, params, history, running)
             await self._follow(thread, running)
         except RpcRefused as refused:
             raise TurnFailed(STARTED_NOT_USABLE, code="engine_refused") from refused
@@ -79,16 +91,21 @@ class AppServerEngine:
             ) from error
         finally:
             await thread.close()
+        if not running.turn.is_agent:
+            worker.spares.restock(params)
 
-    async def _begin(self, thread: Thread, worker: Worker, running: RunningTurn) -> None:
-        turn = running.turn
-        async with worker.starts:
-            params, history = thread_parameters(turn, ephemeral=self.config.ephemeral)
-            started = await thread.open(params)
-            running.served_model = started.get("model") or running.served_model
-            await thread.inject(history)
-            running.laps.lap("thread_start")
-            await thread.ask(turn_parameters(turn))
+    async def _begin(
+        self,
+        thread: Thread,
+        params: dict[str, Any],
+        history: list[dict[str, Any]],
+        running: RunningTurn,
+    ) -> None:
+        started = await thread.open(params)
+        running.served_model = started.get("model") or running.served_model
+        await thread.inject(history)
+        running.laps.lap("thread_start")
+        await thread.ask(turn_parameters(running.turn))
         running.laps.lap("turn_start")
         running.emit(TurnStarted())
 
@@ -103,7 +120,7 @@ class AppServerEngine:
 
     async def inspect(self) -> Inspection:
         async with self._pool.lease() as worker:
-            return worker.inspection
+            return await worker.check()
 
     async def aclose(self) -> None:
         await self._turns.aclose()
@@ -116,8 +133,12 @@ class AppServerEngine:
 def thread_parameters(
     turn: Turn, *, ephemeral: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the parameters of `thread/start`, and the items to inject before the turn."""
-    instructions, rest = split_instructions(turn.messages)
+    """Return the parameters of `thread/start`, and the items to inject before the turn.
+
+    Those of a chat say nothing of the conversation: its system text is injected, too, and reaches
+    the model as the same developer message at the same place. So such a thread can be started before
+    the conversation is known.
+    """
     params: dict[str, Any] = {
         "ephemeral": ephemeral,
         "approvalPolicy": "never",
@@ -129,6 +150,7 @@ def thread_parameters(
     if turn.model is not None:
         params["model"] = turn.model
     if turn.is_agent:
+        instructions, messages = split_instructions(turn.messages)
         params["cwd"] = turn.cwd
         params["config"] = {
             **AGENT_CONFIG,
@@ -137,13 +159,14 @@ def thread_parameters(
         if instructions:
             params["developerInstructions"] = instructions
     else:
+        messages = turn.messages
         params["cwd"] = "/"
         params["environments"] = []
-        params["baseInstructions"] = instructions
+        params["baseInstructions"] = ""
         params["config"] = dict(LEAN_CHAT_CONFIG)
     if turn.verbosity:
         params["config"]["model_verbosity"] = turn.verbosity
-    return params, as_items(rest)
+    return params, as_items(messages)
 
 
 def turn_parameters(turn: Turn) -> dict[str, Any]:

@@ -254,7 +254,9 @@ class EngineConfig:
 
     `overrides` are `key=value` pairs in Codex's `-c` syntax. `environment` is the whole
     environment of the children: nothing of the server's own reaches them unless listed there.
-    `login_id` changes when another account logs in, so that workers are replaced then.
+    `login_id` changes when another account logs in, so that workers are replaced then. A worker
+    above `worker_max_mb` of resident memory, or older than `worker_max_age_s`, is replaced behind
+    its turns; it keeps up to `spare_threads` threads open ahead of need.
     """
 
     codex_bin: str
@@ -265,6 +267,9 @@ class EngineConfig:
     ephemeral: bool = True
     workers: int = 1
     turns_per_worker: int = 100
+    worker_max_mb: int = 1024
+    worker_max_age_s: float = 86_400.0
+    spare_threads: int = 4
     max_concurrency: int = 4
     max_queue_size: int = 64
     queue_timeout_s: float = 30.0

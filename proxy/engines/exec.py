@@ -30,7 +30,7 @@ from proxy.engines.conversation import as_prompt, images_of, split_instructions
 from proxy.engines.exec_events import LineReader
 from proxy.engines.launch import arguments, environment, overrides_of
 from proxy.engines.pool import Gate
-from proxy.engines.running import RunningTurn, Turns
+from proxy.engines.running import RunningTurn, Turns, with_second_try
 from proxy.engines.worker import Worker
 from proxy.errors import ContextTooLong, EngineUnavailable, ShuttingDown, WorkerDied
 
@@ -83,11 +83,14 @@ class ExecEngine:
             running.codex_version = inspection.codex_version
             default = next((model.id for model in inspection.models if model.is_default), "")
             running.served_model = running.served_model or default
-            folder = scratch.new_folder(self.config.scratch_dir)
-            try:
-                await self._converse(running, folder)
-            finally:
-                scratch.remove(folder)
+            await with_second_try(running, self._attempt)
+
+    async def _attempt(self, running: RunningTurn) -> None:
+        folder = scratch.new_folder(self.config.scratch_dir)
+        try:
+            await self._converse(running, folder)
+        finally:
+            scratch.remove(folder)
 
     async def _converse(self, running: RunningTurn, folder: Path) -> None:
         turn = running.turn

@@ -16,6 +16,8 @@ ENFORCED: tuple[str, ...] = (
     "analytics.enabled=false",
     "check_for_update_on_startup=false",
     "project_doc_max_bytes=0",
+    # Else `$skill-creator` in a caller's text would put 16 KB and a path of ours into the prompt.
+    "skills.bundled.enabled=false",
     'shell_environment_policy.inherit="core"',
     "allow_login_shell=false",
     "features.unbounded_connection_retries=false",

@@ -1,7 +1,7 @@
 """Who may run now: a bounded gate with a bounded queue, and a fixed number of workers behind it.
 
 Nothing here knows Codex. A worker is anything that can be started, used by several at once, found
-dead, and stopped.
+dead or worn out, and stopped.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from proxy.errors import EngineBusy, EngineUnavailable, ShuttingDown
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.5, 30.0
+YOUNG_S = 10.0
+"""A worker that dies younger than this may do so again: the second of them in a row has to wait."""
 
 
 class Gate:
@@ -88,6 +90,19 @@ class PooledWorker(Protocol):
         """Whether new work may be given to it."""
         ...
 
+    @property
+    def is_worn(self) -> bool:
+        """Whether it should be replaced when that costs nobody anything. Cheap to ask."""
+        ...
+
+    def retire(self) -> None:
+        """Make it unusable for new work; what runs on it goes on."""
+        ...
+
+    async def gone(self) -> None:
+        """Wait until it has died by itself. Safe to cancel."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -95,23 +110,36 @@ W = TypeVar("W", bound=PooledWorker)
 
 
 class _Slot(Generic[W]):
-    """One seat of the pool: the worker in it, what runs there, and how its last start failed."""
+    """One seat of the pool: the worker in it, what runs there, and how its starts have failed."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.worker: W | None = None
         self.load = 0
         self.starting: asyncio.Task[W] | None = None
+        self.renewing: asyncio.Task[None] | None = None
         self.failure: EngineUnavailable | None = None
         self.retry_at = 0.0
         self.backoff_s = FIRST_BACKOFF_S
+        self.early_deaths = 0
+
+    def must_wait(self, failure: EngineUnavailable) -> None:
+        """Try no start before a backoff, twice as long each time."""
+        self.failure = failure
+        self.retry_at = asyncio.get_running_loop().time() + self.backoff_s
+        self.backoff_s = min(self.backoff_s * 2, LAST_BACKOFF_S)
+
+    def works(self) -> None:
+        self.failure, self.backoff_s = None, FIRST_BACKOFF_S
 
 
 class WorkerPool(Generic[W]):
     """Keeps up to `size` workers, started on demand, each used by several leases at once.
 
     A worker that is no longer usable leaves its slot at once and is stopped when its last lease
-    ends, so the pool never shrinks, never grows beyond `size` usable workers, and cuts nobody.
+    ends, so the pool never shrinks, never grows beyond `size` usable workers, and cuts nobody. One
+    that died is replaced before anybody asks; one that is worn out gives way to its successor once
+    that has started.
     """
 
     def __init__(self, start: Callable[[int], Awaitable[W]], size: int) -> None:
@@ -119,6 +147,7 @@ class WorkerPool(Generic[W]):
         self._slots: list[_Slot[W]] = [_Slot(number) for number in range(1, size + 1)]
         self._loads: dict[W, int] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._watching: dict[W, asyncio.Task[None]] = {}
         self._closed = False
 
     @asynccontextmanager
@@ -155,13 +184,7 @@ class WorkerPool(Generic[W]):
             return slot.worker
         if slot.worker is not None:
             self._part_with(slot)
-        if slot.starting is None:
-            slot.starting = asyncio.get_running_loop().create_task(
-                self._fill(slot), name=f"worker-start-{slot.number}", context=contextvars.Context()
-            )
-            # Whoever waited may be gone when it fails; the failure is kept in the slot.
-            slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
-        starting = slot.starting
+        starting = slot.starting or self._begin_start(slot)
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -169,50 +192,122 @@ class WorkerPool(Generic[W]):
                 raise ShuttingDown("The server is shutting down.") from None
             raise
 
+    # Starts.
+
+    def _begin_start(self, slot: _Slot[W]) -> asyncio.Task[W]:
+        slot.starting = _own_task(self._fill(slot), f"worker-start-{slot.number}")
+        # Whoever waited may be gone when it fails; the failure is kept in the slot.
+        slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return slot.starting
+
     async def _fill(self, slot: _Slot[W]) -> W:
         try:
-            slot.worker = await self._start(slot.number)
+            worker = await self._start(slot.number)
         except EngineUnavailable as error:
-            slot.failure = error
-            slot.retry_at = asyncio.get_running_loop().time() + slot.backoff_s
-            slot.backoff_s = min(slot.backoff_s * 2, LAST_BACKOFF_S)
+            slot.must_wait(error)
             raise
         else:
-            slot.failure, slot.backoff_s = None, FIRST_BACKOFF_S
-            return slot.worker
+            if not slot.early_deaths:
+                slot.works()
+            slot.failure = None
+            self._seat(slot, worker)
+            return worker
         finally:
             slot.starting = None
+
+    def _seat(self, slot: _Slot[W], worker: W) -> None:
+        slot.worker = worker
+        self._watching[worker] = _own_task(self._watch(slot, worker), f"worker-{slot.number}-watch")
+
+    async def _watch(self, slot: _Slot[W], worker: W) -> None:
+        """Replace a worker that dies in its seat: at once, or after a backoff if that repeats."""
+        clock = asyncio.get_running_loop().time
+        seated_at = clock()
+        await worker.gone()
+        self._watching.pop(worker, None)
+        if slot.worker is not worker:
+            return
+        self._part_with(slot)
+        is_early = clock() - seated_at < YOUNG_S
+        slot.early_deaths = slot.early_deaths + 1 if is_early else 0
+        if slot.early_deaths <= 1:
+            slot.works()
+        else:
+            log.error("worker %d has died young %d times", slot.number, slot.early_deaths)
+            slot.must_wait(EngineUnavailable("Codex ends again and again right after its start."))
+            await asyncio.sleep(slot.retry_at - clock())
+        if slot.worker is None and slot.starting is None and not self._closed:
+            self._begin_start(slot)
+
+    def _begin_renewal(self, slot: _Slot[W], worker: W) -> None:
+        """Let a successor take the seat of a worn worker, which ends with its last lease."""
+
+        async def renew() -> None:
+            try:
+                successor = await self._start(slot.number)
+            except EngineUnavailable as error:
+                log.warning("worker %d is worn and cannot be replaced: %s", slot.number, error)
+                await asyncio.sleep(LAST_BACKOFF_S)
+                return
+            if slot.worker is not worker:  # it has died, and been replaced, meanwhile
+                await successor.stop()
+                return
+            log.info("worker %d is worn: another one takes over", slot.number)
+            self._part_with(slot)
+            self._seat(slot, successor)
+
+        slot.renewing = _own_task(renew(), f"worker-renewal-{slot.number}")
+
+        def over(task: asyncio.Task[None]) -> None:
+            slot.renewing = None
+            if not task.cancelled() and task.exception() is not None:
+                log.error("worker %d cannot be renewed", slot.number, exc_info=task.exception())
+
+        slot.renewing.add_done_callback(over)
+
+    # Ends.
 
     def _release(self, slot: _Slot[W], worker: W) -> None:
         if worker not in self._loads:  # the pool was closed meanwhile
             return
         self._loads[worker] -= 1
-        if slot.worker is worker and not worker.is_usable:
-            self._part_with(slot)
-        elif slot.worker is not worker:
+        if slot.worker is not worker:
             self._stop_when_idle(worker)
+        elif not worker.is_usable:
+            self._part_with(slot)
+        elif worker.is_worn and slot.renewing is None and not self._closed:
+            self._begin_renewal(slot, worker)
 
     def _part_with(self, slot: _Slot[W]) -> None:
         worker, slot.worker = slot.worker, None
         if worker is not None:
+            worker.retire()
             self._stop_when_idle(worker)
 
     def _stop_when_idle(self, worker: W) -> None:
         if not self._loads.get(worker):
             self._loads.pop(worker, None)
-            task = asyncio.get_running_loop().create_task(
-                worker.stop(), name="worker-stop", context=contextvars.Context()
-            )
+            watching = self._watching.pop(worker, None)
+            if watching is not None and watching is not asyncio.current_task():
+                watching.cancel()
+            task = _own_task(worker.stop(), "worker-stop")
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
     async def aclose(self) -> None:
         """Stop every worker, leased ones too, and wait for it."""
         self._closed = True
-        starting = [slot.starting for slot in self._slots if slot.starting is not None]
-        for task in starting:
+        helpers: list[asyncio.Task[Any]] = [
+            task
+            for slot in self._slots
+            for task in (slot.starting, slot.renewing)
+            if task is not None
+        ]
+        helpers += self._watching.values()
+        for task in helpers:
             task.cancel()
-        await asyncio.gather(*starting, return_exceptions=True)
+        await asyncio.gather(*helpers, return_exceptions=True)
+        self._watching.clear()
         workers = {slot.worker for slot in self._slots if slot.worker is not None} | set(
             self._loads
         )
@@ -222,3 +317,11 @@ class WorkerPool(Generic[W]):
         for worker in workers:
             self._stop_when_idle(worker)
         await asyncio.gather(*self._leaving, return_exceptions=True)
+
+
+T = TypeVar("T")
+
+
+def _own_task(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Return a task that inherits nothing from the request that happens to cause it."""
+    return asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())

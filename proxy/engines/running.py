@@ -25,7 +25,14 @@ from proxy.engines.base import (
     Usage,
     UsageReported,
 )
-from proxy.errors import EngineError, EngineProtocolError, EngineTimeout, ShuttingDown, TurnStopped
+from proxy.errors import (
+    EngineError,
+    EngineProtocolError,
+    EngineTimeout,
+    ShuttingDown,
+    TurnStopped,
+    WorkerDied,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +80,8 @@ class RunningTurn:
         self.codex_version = ""
         self.served_model = turn.model or ""
         self.usage: Usage | None = None
+        self.has_produced = False
+        """Whether the model has been heard of: words, thoughts, calls, actions."""
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
@@ -99,6 +108,8 @@ class RunningTurn:
         if isinstance(event, UsageReported):
             self.usage = event.usage
         self._ended = isinstance(event, Completed | Failed)
+        if not isinstance(event, TurnStarted | UsageReported):
+            self.has_produced = True
         self._events.append(event)
         self._news.set()
 
@@ -197,6 +208,20 @@ class RunningTurn:
         _, late = await asyncio.wait({self._task}, timeout=CLOSE_BOUND_S)
         if late:
             log.error("turn %s: clean-up is stuck", self.turn.request_id)
+
+
+async def with_second_try(running: RunningTurn, attempt: Drive) -> None:
+    """Run the turn; where its process dies before the model was heard of, once more on another.
+
+    Raises what the last attempt raises.
+    """
+    try:
+        await attempt(running)
+    except WorkerDied:
+        if running.has_produced:
+            raise
+        log.warning("turn %s: its process died first; it is tried again", running.turn.request_id)
+        await attempt(running)
 
 
 class Turns:

@@ -12,12 +12,15 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from proxy import __version__
 from proxy.engines import scratch
 from proxy.engines.base import EngineConfig, Inspection, Model
 from proxy.engines.child import Child
 from proxy.engines.launch import arguments, environment, overrides_of
 from proxy.engines.rpc import Answer, Notification, Peer, ServerRequest
+from proxy.engines.spares import Spares
 from proxy.errors import EngineError, EngineProtocolError, EngineUnavailable, WorkerDied
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 HANDSHAKE_BOUND_S = 20.0
 CALL_BOUND_S = 30.0
 CLEAN_UP_BOUND_S = 2.0
+INSPECTION_BOUND_S = 5.0
+WEIGHING_EVERY_S = 5.0
 STARTS_AT_ONCE = 16
 """Above this many starts in flight Codex answers -32001 (overloaded) to some of them."""
 OVERLOADED = -32001
@@ -45,7 +50,7 @@ UNHEARD = [
 
 
 class RpcRefused(Exception):
-    """app-server answered a call with an error."""
+    """app-server answered a call with an error; where it says that it is overloaded, try again."""
 
     def __init__(self, method: str, error: dict[str, Any]) -> None:
         self.code = error.get("code")
@@ -91,8 +96,12 @@ class Worker:
         self._inboxes: dict[str, Inbox] = {}
         self._child: Child | None = None
         self._died: EngineError | None = None
+        self._gone = asyncio.Event()
         self._is_retired = False
         self._databases: Path | None = None
+        self._started_at = self._weighed_at = asyncio.get_running_loop().time()
+        self._is_heavy = False
+        self.spares = Spares(config.spare_threads, self.start_thread, self._drop_thread)
         self.version = ""
         self.inspection = Inspection("", (), None, True)
 
@@ -144,6 +153,16 @@ class Worker:
         self._child.write(self._peer.notify("initialized"))
         self.version = str(answer["userAgent"]).partition("/")[2].partition(" ")[0]
 
+    async def check(self) -> Inspection:
+        """Ask it anew. Raises `EngineUnavailable`, and retires it, where it does not answer in time."""
+        try:
+            async with asyncio.timeout(INSPECTION_BOUND_S):
+                self.inspection = await self.inspect()
+        except TimeoutError as error:
+            self.retire()
+            raise EngineUnavailable("Codex runs, but does not answer.") from error
+        return self.inspection
+
     async def inspect(self) -> Inspection:
         """Ask for the catalogue and the login."""
         models = await self.call("model/list", {})
@@ -164,8 +183,27 @@ class Worker:
     def is_usable(self) -> bool:
         return self._child is not None and self._died is None and not self._is_retired
 
+    @property
+    def is_worn(self) -> bool:
+        """Whether it has grown past its limit of memory, or its age. Looks every few seconds."""
+        now = asyncio.get_running_loop().time()
+        if now - self._weighed_at >= WEIGHING_EVERY_S:
+            self._weighed_at = now
+            self._is_heavy = self._resident_mb() > self.config.worker_max_mb
+        return self._is_heavy or now - self._started_at > self.config.worker_max_age_s
+
+    def _resident_mb(self) -> float:
+        try:
+            return float(psutil.Process(self.pid).memory_info().rss) / 2**20
+        except psutil.Error:
+            return 0.0  # it has just gone, which is told otherwise
+
+    async def gone(self) -> None:
+        """Wait until the process has ended."""
+        await self._gone.wait()
+
     def retire(self) -> None:
-        """Give it no more turns: one of them is not known to be over."""
+        """Give it no more turns: one of them is not known to be over, or another takes its place."""
         self._is_retired = True
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
@@ -205,6 +243,38 @@ class Worker:
 
     def close_inbox(self, thread_id: str) -> None:
         self._inboxes.pop(thread_id, None)
+
+    async def start_thread(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Open a thread and its inbox, and return Codex's answer; no more than 16 starts at once.
+
+        Tries again while Codex says that it is overloaded. Raises `RpcRefused` or an `EngineError`.
+        If it is cancelled the thread is let go of as soon as it is there.
+        """
+        pause_s = FIRST_RETRY_S
+        while True:
+            async with self.starts:
+                opening = self.send("thread/start", params)
+                try:
+                    answer: dict[str, Any] = await self.answer_to(opening, "thread/start")
+                    self.open_inbox(answer["thread"]["id"])
+                    return answer
+                except RpcRefused as refused:
+                    if refused.code != OVERLOADED:
+                        raise
+                except asyncio.CancelledError:
+                    opening.add_done_callback(self._drop_opened)
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LAST_RETRY_S)
+
+    def _drop_opened(self, opening: asyncio.Future[Any]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._drop_thread(opening.result()["thread"]["id"])
+
+    def _drop_thread(self, thread_id: str) -> None:
+        """Let a thread be unloaded on which nothing runs."""
+        self.close_inbox(thread_id)
+        self.send("thread/unsubscribe", {"threadId": thread_id})
 
     # What the child calls.
 
@@ -251,6 +321,7 @@ class Worker:
         self._pending.clear()
         for inbox in self._inboxes.values():
             inbox.end(self._died)
+        self._gone.set()
 
     def _last_words(self) -> str:
         return self._child.stderr_tail[-1000:] if self._child else ""
@@ -258,6 +329,7 @@ class Worker:
     async def stop(self) -> None:
         """End the process and all it started, and remove its databases. Idempotent, bounded."""
         self._is_retired = True
+        await self.spares.aclose()
         if self._child is not None:
             await self._child.stop()
         if self._databases is not None:
@@ -278,7 +350,7 @@ def _model(entry: dict[str, Any]) -> Model:
 class Thread:
     """One ephemeral thread on a worker: opened, asked once, closed whatever happened.
 
-    Closing knows three states: nothing started, a start still in flight, a turn that runs. It
+    Closing knows three states: nothing started, a turn's start still in flight, a turn that runs. It
     interrupts what runs, waits until Codex says that it is over, and lets the thread be unloaded; a
     worker on which that cannot be learnt in time is retired.
     """
@@ -286,7 +358,6 @@ class Thread:
     def __init__(self, worker: Worker, *, is_agent: bool) -> None:
         self._worker = worker
         self._is_agent = is_agent
-        self._opening: asyncio.Future[Any] | None = None
         self._starting: asyncio.Future[Any] | None = None
         self._inbox: Inbox | None = None
         self._calls: list[ServerRequest] = []
@@ -295,21 +366,15 @@ class Thread:
         self.is_over = False
 
     async def open(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Start the thread and return Codex's answer. Raises `RpcRefused` or an `EngineError`."""
-        pause_s = FIRST_RETRY_S
-        while True:
-            self._opening = self._worker.send("thread/start", params)
-            try:
-                answer: dict[str, Any] = await self._worker.answer_to(self._opening, "thread/start")
-            except RpcRefused as refused:
-                if refused.code != OVERLOADED:
-                    raise
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, LAST_RETRY_S)
-            else:
-                self.id = answer["thread"]["id"]
-                self._inbox = self._worker.open_inbox(self.id)
-                return answer
+        """Start the thread, or take one that waits, and return Codex's answer to its start.
+
+        Raises `RpcRefused` or an `EngineError`.
+        """
+        answer = None if self._is_agent else self._worker.spares.take(params)
+        answer = answer or await self._worker.start_thread(params)
+        self.id = answer["thread"]["id"]
+        self._inbox = self._worker.open_inbox(self.id)
+        return answer
 
     async def inject(self, items: list[dict[str, Any]]) -> None:
         """Give the thread its history."""
@@ -369,13 +434,8 @@ class Thread:
             self._worker.close_inbox(self.id)
 
     async def _close(self) -> None:
-        if self._opening is None:
+        if not self.id:
             return
-        if not self.id:  # we were stopped while the thread was being started
-            try:
-                self.id = (await asyncio.shield(self._opening))["thread"]["id"]
-            except RpcRefused:
-                return
         if self._starting is not None and not self.is_over:
             await self._interrupt()
         if self._is_agent:

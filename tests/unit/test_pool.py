@@ -141,7 +141,19 @@ class FakeWorker:
     def __init__(self, number: int) -> None:
         self.number = number
         self.is_usable = True
+        self.is_worn = False
         self.stopped = 0
+        self._gone = asyncio.Event()
+
+    def retire(self) -> None:
+        self.is_usable = False
+
+    async def gone(self) -> None:
+        await self._gone.wait()
+
+    def die(self) -> None:
+        self.is_usable = False
+        self._gone.set()
 
     async def stop(self) -> None:
         self.is_usable = False

@@ -29,6 +29,7 @@ def config(fake: Fake, tmp_path: Path) -> EngineConfig:
         codex_home=str(tmp_path / "home"),
         scratch_dir=str(tmp_path / "scratch"),
         environment={"PATH": os.defpath, "LISTED": "yes"},
+        spare_threads=0,  # the tests count threads; those of the spare ones say otherwise
     )
 
 

@@ -302,13 +302,12 @@ async def test_closing_an_agent_turn_ends_its_background_commands(bench: Bench):
 @on(*APP_SERVER)
 async def test_closing_while_the_thread_starts_lets_go_of_the_thread(bench: Bench):
     engine = bench.engine()
-    running = bench.ask(engine, "hang", system="hold-thread-start: go")
+    bench.fake.allow("hold-thread-start")
+    running = bench.ask(engine, "hang")
     await until(lambda: bench.fake.got("thread/start"))
-    closing = asyncio.create_task(running.aclose())
-    await asyncio.sleep(0)
-    bench.fake.allow("go")
-    await closing
-    assert len(bench.fake.got("thread/unsubscribe")) == 1
+    await running.aclose()
+    bench.fake.allow("go-thread-start")
+    await until(lambda: len(bench.fake.got("thread/unsubscribe")) == 1)
     assert bench.fake.got("turn/start") == []
     await events_of(bench.ask(engine, "say: hi"))
     assert len(bench.fake.starts("app-server")) == 1
@@ -437,7 +436,7 @@ async def test_exec_that_refuses_to_start_is_unavailable(bench: Bench):
 async def test_an_idle_worker_that_died_is_replaced_before_the_next_turn(bench: Bench):
     engine = bench.engine()
     await events_of(bench.ask(engine, "say: hi\ngrandchild"))
-    await error_of_turn(bench.ask(engine, "die"))
+    await error_of_turn(bench.ask(engine, "say: so far\ndie"))
     assert text_of(await events_of(bench.ask(engine, "say: again"))) == "again"
     assert len(bench.fake.starts("app-server")) == 2
 
@@ -783,7 +782,9 @@ async def test_a_chat_thread_has_no_tools_no_environment_and_no_approvals(bench:
     assert params["approvalPolicy"] == "never"
     assert params["sandbox"] == "read-only"
     assert params["environments"] == params["dynamicTools"] == []
-    assert params["baseInstructions"] == "be short"
+    assert params["baseInstructions"] == ""
+    (injected,) = bench.fake.got("thread/inject_items")
+    assert [item["role"] for item in injected["items"]] == ["developer", "user"]
 
 
 @on(*APP_SERVER)
