@@ -468,6 +468,18 @@ class ProxySettings(models.Model):
         return cls.objects.filter(pk=1).first() or cls(pk=1)
 
 
+class PolicyVersion(models.Model):
+    """One row with one number, which the database changes with the policy; see `policyversion`."""
+
+    number = models.BigIntegerField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
 class ChangeEntry(LogEntry):  # type: ignore[misc] # auditlog has no types
     """A change of the policy on record, as the admin shows it; auditlog writes it."""
 

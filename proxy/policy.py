@@ -1,7 +1,8 @@
 """Who may do what: the options in force, the caller behind a secret, the folder, the grant.
 
-All of it is read from the database for each request, so a change made in any process holds from
-the next request on in every process. These functions are synchronous; `dbthreads.read` runs them.
+A change made in any process holds from the next request on in every process: each request asks the
+database whether the policy has changed since it was read, and reads it again if it has. Real paths
+are found anew for each request. These functions are synchronous; `dbthreads.read` runs them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from proxy.models import (
     is_inside,
     opens_data_directory,
 )
+from proxy.policyversion import read_version
 
 DEFAULT_ALIASES = ("default", "codex-local")
 FAST_OVERRIDE = 'model_reasoning_effort="low"'
@@ -121,8 +123,17 @@ class Caller:
     prefix: str
     owner: str
     roots: tuple[Root, ...]
-    default_root: Root
+    preferred: Root
     key: ApiKey | None = None
+
+    @property
+    def default_root(self) -> Root:
+        """The root in which `preferred` lies, with its real path now; else the first root."""
+        real = os.path.realpath(self.preferred.path)
+        for root in self.roots:
+            if is_inside(real, os.path.realpath(root.path)):
+                return Root(root.alias, real)
+        return self.roots[0]
 
     @property
     def key_id(self) -> int | None:
@@ -149,13 +160,40 @@ class Caller:
         return bool(self.key and self.key.agent_by_default)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read of the policy at one version: the options, and keys by their secret's digest."""
+
+    version: int | None
+    options: Options
+    keys: dict[str, tuple[ApiKey, Caller]]
+
+
+KEYS_KEPT = 1000
+"""So many keys are kept between requests; any more are read each time."""
+
+_known: _Known | None = None
+
+
+def _what_is_known() -> _Known:
+    """Return what was read before, if the policy has not changed since; else read it."""
+    global _known  # noqa: PLW0603 - replaced as a whole, so that any thread may read it
+    version = read_version()
+    known = _known
+    if known is None or version is None or known.version != version:
+        # The version first: what is read after it is never older than it.
+        known = _known = _Known(version, load_options(), {})
+    return known
+
+
 def authenticate(secret: str | None, *, may_be_anonymous: bool) -> tuple[Caller, Options]:
     """Return the caller behind a bearer secret, and the options in force.
 
     Raises `KeyRejected`: its message is the same for every wrong key, its `known_key` and `reason`
     are for the audit row. `may_be_anonymous` is whether the connection allows a caller without key.
     """
-    options = load_options()
+    known = _what_is_known()
+    options = known.options
     if secret is None:
         if settings.ALLOW_ANONYMOUS and may_be_anonymous:
             return _caller_without_row("anonymous", options), options
@@ -163,36 +201,39 @@ def authenticate(secret: str | None, *, may_be_anonymous: bool) -> tuple[Caller,
     env_key = settings.ENV_API_KEY
     if env_key and hmac.compare_digest(digest_of(secret), digest_of(env_key)):
         return _caller_without_row("CODEX_PROXY_API_KEY", options), options
+    key, caller = _key_of(secret, known)
+    if not key.is_live(timezone.now()):
+        raise KeyRejected(WRONG_KEY, known_key=key, reason=f"the key is {key.state}")
+    return caller, options
+
+
+def _key_of(secret: str, known: _Known) -> tuple[ApiKey, Caller]:
+    """Return the key that this secret opens now, live or not. Raises `KeyRejected`."""
+    digest = digest_of(secret)
+    found = known.keys.get(digest)
+    if found is not None and found[0].is_opened_by(digest, timezone.now()):
+        return found
     key = ApiKey.objects.find(secret)
     if key is None:
         raise KeyRejected(WRONG_KEY)
-    if not key.is_live(timezone.now()):
-        raise KeyRejected(WRONG_KEY, known_key=key, reason=f"the key is {key.state}")
-    return _caller_of(key, options), options
+    found = key, _caller_of(key, known.options)
+    if len(known.keys) < KEYS_KEPT:
+        known.keys[digest] = found
+    return found
 
 
 def _caller_without_row(name: str, options: Options) -> Caller:
-    return Caller(name, "", "", options.roots, _first(options.roots, options.working_directory))
+    return Caller(name, "", "", options.roots, options.working_directory)
 
 
 def _caller_of(key: ApiKey, options: Options) -> Caller:
     own = tuple(Root(root.alias, root.path) for root in key.allowed_roots.all())
-    roots = own or options.roots
     preferred = options.working_directory
     if key.default_root is not None:
         preferred = Root(key.default_root.alias, key.default_root.path)
     return Caller(
-        key.name, key.prefix, key.owner.get_username(), roots, _first(roots, preferred), key
+        key.name, key.prefix, key.owner.get_username(), own or options.roots, preferred, key
     )
-
-
-def _first(roots: tuple[Root, ...], preferred: Root) -> Root:
-    """Return the root in which `preferred` lies, with its path; else the first root."""
-    real = os.path.realpath(preferred.path)
-    for root in roots:
-        if is_inside(real, os.path.realpath(root.path)):
-            return Root(root.alias, real)
-    return roots[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,13 +263,12 @@ def resolve_workspace(caller: Caller, asked: str | None) -> Workspace:
     except (OSError, ValueError):  # a NUL in it, a loop of symlinks
         is_there, real = False, ""
     # Of nested roots the innermost names the place in the log.
-    holding = [
-        root for root in caller.roots if real and is_inside(real, os.path.realpath(root.path))
-    ]
+    real_roots = [(os.path.realpath(root.path), root) for root in caller.roots] if real else []
+    holding = [(path, root) for path, root in real_roots if is_inside(real, path)]
     # Looked at again here: a root may have become a link to somewhere else since it was named.
     if not is_there or not holding or opens_data_directory(Path(real)):
         raise WorkspaceDenied(WRONG_FOLDER, param="metadata.cwd")
-    return Workspace(real, max(holding, key=lambda root: len(os.path.realpath(root.path))))
+    return Workspace(real, max(holding, key=lambda held: len(held[0]))[1])
 
 
 def find_grant(caller: Caller, workspace: Workspace) -> AgentGrant:

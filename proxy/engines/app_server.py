@@ -17,6 +17,7 @@ from proxy.engines.app_server_events import TurnReader
 from proxy.engines.base import (
     EngineConfig,
     Inspection,
+    Message,
     Tool,
     Turn,
     TurnStarted,
@@ -139,6 +140,7 @@ def thread_parameters(
     the model as the same developer message at the same place. So such a thread can be started before
     the conversation is known.
     """
+    instructions, messages = split_instructions(turn.messages)
     params: dict[str, Any] = {
         "ephemeral": ephemeral,
         "approvalPolicy": "never",
@@ -150,7 +152,6 @@ def thread_parameters(
     if turn.model is not None:
         params["model"] = turn.model
     if turn.is_agent:
-        instructions, messages = split_instructions(turn.messages)
         params["cwd"] = turn.cwd
         params["config"] = {
             **AGENT_CONFIG,
@@ -159,7 +160,8 @@ def thread_parameters(
         if instructions:
             params["developerInstructions"] = instructions
     else:
-        messages = turn.messages
+        if instructions:
+            messages = (Message("developer", instructions), *messages)
         params["cwd"] = "/"
         params["environments"] = []
         params["baseInstructions"] = ""

@@ -24,21 +24,23 @@ OPERATORS_CHOICE = ("SSL_CERT_FILE", "SSL_CERT_DIR", "CODEX_CA_CERTIFICATE")
 """Variables that name authorities; whoever gives Codex one of them is left alone."""
 
 
-def spread_out(folder: Path) -> dict[str, str]:
-    """Write the system's authorities into `folder`, and return the variables that name them.
+def spread_out(folder: Path, bundle: Path | None = None) -> dict[str, str]:
+    """Write the authorities of `bundle` into `folder`, and return the variables that name them.
 
-    Nothing where the system keeps no bundle in a file (macOS has a keychain instead).
+    Without one it is the system's. Nothing where the system keeps none in a file (macOS has a
+    keychain instead).
     """
     if sys.platform != "linux":
         return {}
     try:
-        bundle = Path(ssl.get_default_verify_paths().openssl_cafile).read_text(encoding="utf-8")
-        first = PEM.search(bundle)
+        path = bundle or Path(ssl.get_default_verify_paths().openssl_cafile)
+        authorities_text = path.read_text(encoding="utf-8")
+        first = PEM.search(authorities_text)
         if first is None:
             return {}
         authorities = folder / "authorities"
         authorities.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _write(authorities / "bundle.pem", bundle)
+        _write(authorities / "bundle.pem", authorities_text)
         _write(folder / "one-authority.pem", first[0] + "\n")
     except (OSError, ValueError) as error:
         log.info("Codex parses the whole bundle of certificates for each turn: %s", error)

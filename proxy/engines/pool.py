@@ -106,6 +106,7 @@ class PooledWorker(Protocol):
     async def stop(self) -> None: ...
 
 
+T = TypeVar("T")
 W = TypeVar("W", bound=PooledWorker)
 
 
@@ -148,6 +149,7 @@ class WorkerPool(Generic[W]):
         self._loads: dict[W, int] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._watching: dict[W, asyncio.Task[None]] = {}
+        self._helpers: set[asyncio.Task[Any]] = set()
         self._closed = False
 
     @asynccontextmanager
@@ -192,10 +194,19 @@ class WorkerPool(Generic[W]):
                 raise ShuttingDown("The server is shutting down.") from None
             raise
 
+    def _spawn(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start a task of the pool's, which inherits nothing from the request that causes it."""
+        task = asyncio.get_running_loop().create_task(
+            work, name=name, context=contextvars.Context()
+        )
+        self._helpers.add(task)
+        task.add_done_callback(self._helpers.discard)
+        return task
+
     # Starts.
 
     def _begin_start(self, slot: _Slot[W]) -> asyncio.Task[W]:
-        slot.starting = _own_task(self._fill(slot), f"worker-start-{slot.number}")
+        slot.starting = self._spawn(self._fill(slot), f"worker-start-{slot.number}")
         # Whoever waited may be gone when it fails; the failure is kept in the slot.
         slot.starting.add_done_callback(lambda task: task.cancelled() or task.exception())
         return slot.starting
@@ -217,27 +228,31 @@ class WorkerPool(Generic[W]):
 
     def _seat(self, slot: _Slot[W], worker: W) -> None:
         slot.worker = worker
-        self._watching[worker] = _own_task(self._watch(slot, worker), f"worker-{slot.number}-watch")
+        watching = self._watch(slot, worker)
+        self._watching[worker] = self._spawn(watching, f"worker-{slot.number}-watch")
 
     async def _watch(self, slot: _Slot[W], worker: W) -> None:
         """Replace a worker that dies in its seat: at once, or after a backoff if that repeats."""
         clock = asyncio.get_running_loop().time
         seated_at = clock()
         await worker.gone()
-        self._watching.pop(worker, None)
         if slot.worker is not worker:
             return
-        self._part_with(slot)
         is_early = clock() - seated_at < YOUNG_S
         slot.early_deaths = slot.early_deaths + 1 if is_early else 0
+        self._part_with(slot)
         if slot.early_deaths <= 1:
             slot.works()
+            _ = self._begin_start(slot)
         else:
             log.error("worker %d has died young %d times", slot.number, slot.early_deaths)
             slot.must_wait(EngineUnavailable("Codex ends again and again right after its start."))
-            await asyncio.sleep(slot.retry_at - clock())
-        if slot.worker is None and slot.starting is None and not self._closed:
-            self._begin_start(slot)
+            _ = self._spawn(self._start_later(slot), f"worker-{slot.number}-backoff")
+
+    async def _start_later(self, slot: _Slot[W]) -> None:
+        await asyncio.sleep(slot.retry_at - asyncio.get_running_loop().time())
+        if slot.worker is None and slot.starting is None:
+            _ = self._begin_start(slot)
 
     def _begin_renewal(self, slot: _Slot[W], worker: W) -> None:
         """Let a successor take the seat of a worn worker, which ends with its last lease."""
@@ -256,7 +271,7 @@ class WorkerPool(Generic[W]):
             self._part_with(slot)
             self._seat(slot, successor)
 
-        slot.renewing = _own_task(renew(), f"worker-renewal-{slot.number}")
+        slot.renewing = self._spawn(renew(), f"worker-renewal-{slot.number}")
 
         def over(task: asyncio.Task[None]) -> None:
             slot.renewing = None
@@ -290,20 +305,16 @@ class WorkerPool(Generic[W]):
             watching = self._watching.pop(worker, None)
             if watching is not None and watching is not asyncio.current_task():
                 watching.cancel()
-            task = _own_task(worker.stop(), "worker-stop")
+            task = asyncio.get_running_loop().create_task(
+                worker.stop(), name="worker-stop", context=contextvars.Context()
+            )
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
     async def aclose(self) -> None:
         """Stop every worker, leased ones too, and wait for it."""
         self._closed = True
-        helpers: list[asyncio.Task[Any]] = [
-            task
-            for slot in self._slots
-            for task in (slot.starting, slot.renewing)
-            if task is not None
-        ]
-        helpers += self._watching.values()
+        helpers = list(self._helpers)
         for task in helpers:
             task.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
@@ -317,11 +328,3 @@ class WorkerPool(Generic[W]):
         for worker in workers:
             self._stop_when_idle(worker)
         await asyncio.gather(*self._leaving, return_exceptions=True)
-
-
-T = TypeVar("T")
-
-
-def _own_task(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-    """Return a task that inherits nothing from the request that happens to cause it."""
-    return asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())

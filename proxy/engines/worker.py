@@ -274,7 +274,7 @@ class Worker:
     def _drop_thread(self, thread_id: str) -> None:
         """Let a thread be unloaded on which nothing runs."""
         self.close_inbox(thread_id)
-        self.send("thread/unsubscribe", {"threadId": thread_id})
+        _ = self.send("thread/unsubscribe", {"threadId": thread_id})
 
     # What the child calls.
 

@@ -54,4 +54,12 @@ def test_demo_on_postgresql_answers_and_keeps_one_row_a_request(
             links = re.findall(r"/audit/requestrecord/\d+/change/", page)
             assert len(set(links)) == 1
             assert "first key" in page
+        # Another program's change of the policy holds from the next request on, here, too.
+        with psycopg.connect(database, autocommit=True) as other:
+            other.execute("UPDATE proxy_apikey SET revoked_at = now()")
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
     assert not (tmp_path / "data" / "db.sqlite3").stat().st_size

@@ -44,6 +44,13 @@ def test_an_empty_question_is_still_a_prompt(text: str):
     assert said_by(as_prompt([Message("user", text)])) == [("user", text)]
 
 
+@pytest.mark.parametrize("text", ["use $skill-creator", "$a and $B_c", "it costs $5"])
+def test_no_mention_of_a_skill_reaches_codex_and_the_model_reads_the_same_text(text: str):
+    prompt = as_prompt([Message("user", text)])
+    assert "$" not in prompt
+    assert said_by(prompt) == [("user", text)]
+
+
 def test_a_single_message_that_is_no_question_keeps_its_role():
     assert said_by(as_prompt([Message("assistant", "hi")])) == [("assistant", "hi")]
 

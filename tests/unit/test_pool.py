@@ -420,3 +420,102 @@ async def test_a_closed_pool_says_so(starter: Starter):
         async with pool.lease():
             pass
     assert starter.asked == 0
+
+
+# Replacement.
+
+
+async def test_a_worker_that_dies_idle_is_replaced_before_anybody_asks(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        pass
+    worker.die()
+    await settled()
+    assert starter.asked == 2
+    async with pool.lease() as other:
+        assert other is starter.workers[1]
+    assert worker.stopped == 1
+    await pool.aclose()
+
+
+async def test_one_that_dies_young_again_is_replaced_after_a_backoff_only(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+):
+    """Without the count of early deaths a worker that cannot live would be started for ever."""
+    clock = [0.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+    pool = WorkerPool(starter, 1)
+    async with pool.lease():
+        pass
+    for _ in range(2):
+        starter.workers[-1].die()
+        await settled()
+    assert starter.asked == 2
+    with pytest.raises(EngineUnavailable, match="again and again"):
+        async with pool.lease():
+            pass
+    clock[0] = 0.6
+    async with pool.lease() as worker:
+        assert worker.number == 1
+    assert starter.asked == 3
+    await pool.aclose()
+
+
+async def test_one_that_lived_long_is_replaced_at_once_however_often(
+    starter: Starter, monkeypatch: pytest.MonkeyPatch
+):
+    clock = [0.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+    pool = WorkerPool(starter, 1)
+    async with pool.lease():
+        pass
+    for number in range(1, 4):
+        clock[0] += 11.0
+        starter.workers[-1].die()
+        await settled()
+        assert starter.asked == number + 1
+    await pool.aclose()
+
+
+async def test_a_worn_worker_gives_way_to_its_successor_and_cuts_nobody(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        starter.go.clear()
+        async with pool.lease():
+            worker.is_worn = True
+        await settled()
+        async with pool.lease() as still:
+            assert still is worker, "its successor is not there yet"
+        starter.go.set()
+        await settled()
+        async with pool.lease() as other:
+            assert other is not worker
+        assert worker.stopped == 0
+    await settled()
+    assert worker.stopped == 1
+    assert starter.asked == 2
+    await pool.aclose()
+
+
+async def test_a_worn_worker_stays_while_no_successor_can_start(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    starter.failures = 0
+    async with pool.lease() as worker:
+        worker.is_worn = True
+        starter.failures = 1
+    await settled()
+    async with pool.lease() as still:
+        assert still is worker
+    assert starter.asked == 2, "not tried again at once"
+    await pool.aclose()
+
+
+async def test_closing_ends_a_renewal_that_runs(starter: Starter):
+    pool = WorkerPool(starter, 1)
+    async with pool.lease() as worker:
+        starter.go.clear()
+        worker.is_worn = True
+    await settled()
+    await pool.aclose()
+    assert [one.stopped for one in starter.workers] == [1]
+    assert asyncio.all_tasks() == {asyncio.current_task()}

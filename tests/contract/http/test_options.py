@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from proxy.engines.base import Completed, EngineConfig, TextDelta
 from proxy.engines.scripted import ScriptedEngine
@@ -69,7 +70,24 @@ async def test_children_get_a_listed_environment(
     monkeypatch.setenv("DATABASE_URL", "postgres://secret")
     await site.set_options(workers=2)
     await site.recorded(await site.client.ask(), "ok")
-    assert set(built[0].config.environment) == {"PATH", "LANG", "HOME", "TMPDIR"}
+    environment = built[0].config.environment
+    assert set(environment) - {"SSL_CERT_FILE", "SSL_CERT_DIR"} == {
+        "PATH",
+        "LANG",
+        "HOME",
+        "TMPDIR",
+    }
+
+
+async def test_authorities_that_the_operator_names_are_left_alone(
+    site: Any, built: list[Remembered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "CHILD_ENVIRONMENT", {"SSL_CERT_FILE": "/our/own.pem"})
+    await site.set_options(workers=2)
+    await site.recorded(await site.client.ask(), "ok")
+    environment = built[0].config.environment
+    assert environment["SSL_CERT_FILE"] == "/our/own.pem"
+    assert "SSL_CERT_DIR" not in environment
 
 
 @pytest.mark.parametrize(
