@@ -65,6 +65,7 @@ def test_killed_worker_is_a_clean_error_at_once_and_the_next_caller_is_served(
     asked = len(live.provider.requests)
     # What exec says comes whole: killed before that, it is tried once more, and killed again.
     tries = 2 if engine == "exec" else 1
+    killed_at = 0.0
     for _ in range(tries):
         live.provider.reply(Stall(after=2))
     failure: list[Any] = []
