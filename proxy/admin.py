@@ -480,7 +480,7 @@ class ProxySettingsAdmin(PolicyAdmin):
         ("Waiting", ("max_queue_size", "queue_timeout_seconds", "timeout_seconds")),
         (
             "Codex",
-            ("model", "fast", "ephemeral", "codex_configs", "codex_bin", "app_server_codex_home",
+            ("model", "fast", "is_lean", "ephemeral", "codex_configs", "codex_bin", "app_server_codex_home",
              "proxy"),
         ),
         ("Answers", ("reasoning", "max_choices", "fetch_images")),

@@ -403,6 +403,11 @@ class ProxySettings(models.Model):
         help_text="One key=value a line, in the syntax of codex -c. None may weaken the sandbox. "
         "Auditors read this page: name a provider's key by env_key, never write it here.",
     )
+    is_lean = models.BooleanField(
+        "lean prompts",
+        default=True,
+        help_text="Give Codex a model catalogue without what a gateway has no use for. Off: its own.",
+    )
     ephemeral = models.BooleanField(
         default=True, help_text="Codex keeps no file of a conversation."
     )

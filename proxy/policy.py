@@ -64,6 +64,7 @@ class Options:
     turns_per_worker: int
     worker_max_mb: int
     worker_max_hours: float
+    is_lean: bool
     max_concurrency: int
     max_queue_size: int
     queue_timeout_seconds: float

@@ -53,6 +53,10 @@ HOW_TO_LOG_IN = (
     "Codex is not logged in. Run `python manage.py codex login` on the server "
     "(or `codex login --api-key`, or `codex login --reuse`)."
 )
+NOT_LEAN = (
+    "This codex describes its models in a form that this server does not know: it works, but each "
+    "prompt is 10 to 50 KB larger. The server's log says what has changed."
+)
 
 
 Source = tuple[policy.Options, str]
@@ -108,7 +112,8 @@ class Runtime:
         self.refuse_when_closing()
         with self._held(self._seat(kind, options)) as seat:
             inspection = await self._inspect(seat, is_fresh=is_fresh)
-        self.notice = None if inspection.can_ask else HOW_TO_LOG_IN
+        self.notice = None if inspection.is_lean else NOT_LEAN
+        self.notice = self.notice if inspection.can_ask else HOW_TO_LOG_IN
         if not inspection.can_ask:
             raise NotLoggedIn(
                 "This server's Codex is not logged in; its administrator must run "
@@ -259,6 +264,7 @@ def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = 
         workers=options.workers,
         turns_per_worker=options.turns_per_worker,
         worker_max_mb=options.worker_max_mb,
+        is_lean=options.is_lean,
         worker_max_age_s=options.worker_max_hours * 3600,
         max_concurrency=options.max_concurrency,
         max_queue_size=options.max_queue_size,

@@ -10,6 +10,7 @@ little, since a test may start four of them.
     chatter                words until it is stopped          hang          silence until it is stopped
     wait: NAME             until the file NAME is there       deaf          ignores an interrupt
     die                    SIGKILL to itself                  die-mid-line  after half a line
+    die-first: NAME        SIGKILL unless the file NAME is there, which it makes
     exit: 101              ends by itself                     fail: JSON    {"message": …, "info": …}
     ignore-term            from now on, in every child too    grandchild    a child that outlives it
     long-line: 1000000     a message of that many letters     flood-stderr: 1000000
@@ -68,6 +69,10 @@ class Notebook:
 
     def note(self, **facts: object) -> None:
         os.write(self._file, json.dumps({"pid": os.getpid(), **facts}).encode() + b"\n")
+
+    def leave(self, name: str) -> None:
+        with open(os.path.join(self.folder, name), "w"):
+            pass
 
     def has(self, name: str) -> bool:
         return os.path.exists(os.path.join(self.folder, name))
@@ -259,6 +264,11 @@ def _do(verb: str, argument: str, line: str, voice: Voice) -> None:
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
             voice.wait(lambda: False)
+        case "die-first":
+            if not voice.notebook.has(argument):
+                voice.notebook.leave(argument)
+                os.kill(os.getpid(), signal.SIGKILL)
+                voice.wait(lambda: False)
         case "die-mid-line":
             voice.out.raw(b'{"type":"item.comp')
             os.kill(os.getpid(), signal.SIGKILL)

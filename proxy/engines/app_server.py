@@ -10,6 +10,7 @@ the sandbox. Everything sent here was found by experiment with Codex 0.163.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,7 @@ class AppServerEngine:
     async def _start_worker(self, number: int) -> Worker:
         if self._catalogue is None:
             self._catalogue = asyncio.get_running_loop().create_task(
-                write_lean(
-                    self.config.codex_bin, environment(self.config), Path(self.config.scratch_dir)
-                )
+                write_lean(self.config, environment(self.config))
             )
         worker = await Worker.start(self.config, number, await asyncio.shield(self._catalogue))
         worker.spares.prepare(self._usual_thread(worker))
@@ -121,7 +120,13 @@ class AppServerEngine:
 
     async def inspect(self) -> Inspection:
         async with self._pool.lease() as worker:
-            return await worker.check()
+            return replace(await worker.check(), is_lean=self._is_as_lean_as_wanted)
+
+    @property
+    def _is_as_lean_as_wanted(self) -> bool:
+        wrote = self._catalogue is not None and self._catalogue.done()
+        is_missing = wrote and self._catalogue is not None and self._catalogue.result() is None
+        return not (self.config.is_lean and is_missing)
 
     async def aclose(self) -> None:
         await self._turns.aclose()

@@ -235,13 +235,15 @@ class Inspection:
     """What a started Codex says of itself.
 
     `account` is None where nobody is logged in, else its kind (`apiKey`, `chatgpt`, ...);
-    `needs_login` is False with a model provider of one's own.
+    `needs_login` is False with a model provider of one's own. `is_lean` is False where no lean
+    catalogue could be derived from this codex, so that its prompts are larger.
     """
 
     codex_version: str
     models: tuple[Model, ...]
     account: str | None
     needs_login: bool
+    is_lean: bool = True
 
     @property
     def can_ask(self) -> bool:
@@ -256,7 +258,8 @@ class EngineConfig:
     environment of the children: nothing of the server's own reaches them unless listed there.
     `login_id` changes when another account logs in, so that workers are replaced then. A worker
     above `worker_max_mb` of resident memory, or older than `worker_max_age_s`, is replaced behind
-    its turns; it keeps up to `spare_threads` threads open ahead of need.
+    its turns; it keeps up to `spare_threads` threads open ahead of need. Without `is_lean` Codex
+    keeps its own catalogue of models.
     """
 
     codex_bin: str
@@ -270,6 +273,7 @@ class EngineConfig:
     worker_max_mb: int = 1024
     worker_max_age_s: float = 86_400.0
     spare_threads: int = 4
+    is_lean: bool = True
     max_concurrency: int = 4
     max_queue_size: int = 64
     queue_timeout_s: float = 30.0

@@ -18,6 +18,8 @@ from typing import Any
 
 import orjson
 
+from proxy.engines.base import EngineConfig
+
 log = logging.getLogger(__name__)
 
 READ_BOUND_S = 20.0
@@ -80,13 +82,17 @@ def lean(catalogue: bytes, *, for_exec_chat: bool = False) -> bytes:
 
 
 async def write_lean(
-    codex_bin: str, env: Mapping[str, str], folder: Path, *, for_exec_chat: bool = False
+    config: EngineConfig, env: Mapping[str, str], *, for_exec_chat: bool = False
 ) -> Path | None:
     """Ask the installed codex for its catalogue, write the lean one, and return its path.
 
-    None where that fails: then Codex's own catalogue serves, with a fatter prompt, and the log says
-    so. Safe to cancel.
+    None where that fails or is not wanted: then Codex's own catalogue serves, with a fatter prompt,
+    and the log says so. Safe to cancel.
     """
+    codex_bin, folder = config.codex_bin, Path(config.scratch_dir)
+    if not config.is_lean:
+        log.info("Codex's own model catalogue is used, as the settings say")
+        return None
     path = folder / ("models-exec-chat.json" if for_exec_chat else "models.json")
     try:
         bundled = await _bundled(codex_bin, env)

@@ -12,6 +12,7 @@ import base64
 import contextvars
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 PROMPT_LIMIT = 1_048_576
 """Characters that Codex takes on stdin."""
 EXIT_BOUND_S = 1.0
+DATABASES_MB = 100.0
 
 NO_INSTRUCTIONS = "You are a helpful assistant."
 """For a chat without system text: Codex refuses an empty file, and without one sends 21 KB."""
@@ -70,7 +72,7 @@ class ExecEngine:
         self.gate = Gate(config.max_concurrency, config.max_queue_size, config.queue_timeout_s)
         self._inspection: asyncio.Task[Inspection] | None = None
         self._catalogues: asyncio.Task[tuple[Path | None, Path | None]] | None = None
-        self._databases: Path | None = None
+        self._databases = scratch.SharedFolder(config.scratch_dir, DATABASES_MB)
         self._turns = Turns()
 
     def run(self, turn: Turn) -> RunningTurn:
@@ -88,11 +90,12 @@ class ExecEngine:
     async def _attempt(self, running: RunningTurn) -> None:
         folder = scratch.new_folder(self.config.scratch_dir)
         try:
-            await self._converse(running, folder)
+            with self._databases.use() as databases:
+                await self._converse(running, folder, databases)
         finally:
             scratch.remove(folder)
 
-    async def _converse(self, running: RunningTurn, folder: Path) -> None:
+    async def _converse(self, running: RunningTurn, folder: Path, databases: Path) -> None:
         turn = running.turn
         instructions, rest = split_instructions(turn.messages)
         if turn.is_agent:
@@ -102,7 +105,10 @@ class ExecEngine:
         prompt = as_prompt(rest)
         if len(prompt) > PROMPT_LIMIT:
             raise _too_long(f"{PROMPT_LIMIT} characters, and these messages have {len(prompt)}")
-        argv = self._arguments(turn, instructions, folder, await self._catalogue_for(turn))
+        own: dict[str, Any] = {"sqlite_home": str(databases), "approval_policy": "never"}
+        if (catalogue := await self._catalogue_for(turn)) is not None:
+            own["model_catalog_json"] = str(catalogue)
+        argv = self._arguments(turn, instructions, folder, own)
         lines = Lines()
         child = await Child.spawn(
             argv,
@@ -134,6 +140,7 @@ class ExecEngine:
                 running.emit(TurnStarted())
             for event in events:
                 running.emit(event)
+            running.has_produced = running.has_produced or reader.holds_message
 
     def _early_end(self, child: Child, *, has_started: bool) -> WorkerDied | EngineUnavailable:
         """Codex left without an end of the turn: it died, or it refused its own configuration."""
@@ -144,14 +151,8 @@ class ExecEngine:
         return WorkerDied("The codex process ended in the middle of the turn.")
 
     def _arguments(
-        self, turn: Turn, instructions: str, folder: Path, catalogue: Path | None
+        self, turn: Turn, instructions: str, folder: Path, own: dict[str, Any]
     ) -> list[str]:
-        # One for all turns: a fresh database costs each of them about 120 ms.
-        if self._databases is None:
-            self._databases = scratch.new_folder(self.config.scratch_dir)
-        own: dict[str, Any] = {"sqlite_home": str(self._databases), "approval_policy": "never"}
-        if catalogue is not None:
-            own["model_catalog_json"] = str(catalogue)
         wishes = {
             "model_reasoning_effort": turn.effort,
             "model_reasoning_summary": "auto" if turn.wants_reasoning else None,
@@ -185,16 +186,20 @@ class ExecEngine:
         return [*arguments(self.config, *flags, overrides=overrides_of(own)), "--", "-"]
 
     async def _catalogue_for(self, turn: Turn) -> Path | None:
-        if self._catalogues is None:
-            self._catalogues = asyncio.get_running_loop().create_task(self._write_catalogues())
-        for_agent, for_chat = await asyncio.shield(self._catalogues)
+        for_agent, for_chat = await self._both_catalogues()
         return for_agent if turn.is_agent else for_chat
 
+    async def _both_catalogues(self) -> tuple[Path | None, Path | None]:
+        """Return the lean catalogues for agent turns and for chats, written once."""
+        if self._catalogues is None:
+            self._catalogues = asyncio.get_running_loop().create_task(self._write_catalogues())
+        return await asyncio.shield(self._catalogues)
+
     async def _write_catalogues(self) -> tuple[Path | None, Path | None]:
-        env, folder = environment(self.config), Path(self.config.scratch_dir)
+        env = environment(self.config)
         return (
-            await write_lean(self.config.codex_bin, env, folder),
-            await write_lean(self.config.codex_bin, env, folder, for_exec_chat=True),
+            await write_lean(self.config, env),
+            await write_lean(self.config, env, for_exec_chat=True),
         )
 
     async def inspect(self) -> Inspection:
@@ -220,7 +225,8 @@ class ExecEngine:
     async def _inspect(self) -> Inspection:
         worker = await Worker.start(self.config, 0, None)
         await worker.stop()
-        return worker.inspection
+        is_lean = not self.config.is_lean or None not in await self._both_catalogues()
+        return replace(worker.inspection, is_lean=is_lean)
 
     async def aclose(self) -> None:
         await self._turns.aclose()
@@ -228,8 +234,7 @@ class ExecEngine:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._databases is not None:
-            scratch.remove(self._databases)
+        self._databases.close()
 
 
 def _too_long(limit: str) -> ContextTooLong:

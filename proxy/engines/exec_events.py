@@ -35,6 +35,11 @@ class LineReader:
         self.has_ended = False
         self._last_message: str | None = None
 
+    @property
+    def holds_message(self) -> bool:
+        """Whether a message is held back until it is known to be the last one, the answer."""
+        return self._last_message is not None
+
     def read(self, line: bytes) -> list[Event]:
         """Return the events of one line. Raises `EngineProtocolError` for what is not JSON."""
         try:

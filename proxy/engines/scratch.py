@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = re.compile(r"codex-(\d+)-")
@@ -19,6 +22,57 @@ def new_folder(scratch_dir: str) -> Path:
 def remove(folder: Path) -> None:
     """Remove a folder and all in it, as far as that goes: a dying child may still write there."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_mb(folder: Path) -> float:
+    """Return how much the files right in a folder hold."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                total += entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue  # a database's journal, gone by now
+    return total / 1_000_000
+
+
+class SharedFolder:
+    """One folder for several children at a time, exchanged for a fresh one when it has grown.
+
+    Codex's databases stand there: a fresh one costs a `codex exec` 120 ms, and each turn adds some
+    30 KB to the log in it, which nothing ever takes out.
+    """
+
+    def __init__(self, scratch_dir: str, limit_mb: float) -> None:
+        self._scratch_dir, self._limit_mb = scratch_dir, limit_mb
+        self._current: Path | None = None
+        self._users: Counter[Path] = Counter()
+
+    @contextmanager
+    def use(self) -> Iterator[Path]:
+        """Hold the folder; one that has been exchanged is removed behind its last user."""
+        if self._current is not None and size_mb(self._current) > self._limit_mb:
+            retired, self._current = self._current, None
+            self._remove_when_unused(retired)
+        folder = self._current = self._current or new_folder(self._scratch_dir)
+        self._users[folder] += 1
+        try:
+            yield folder
+        finally:
+            self._users[folder] -= 1
+            if folder != self._current:
+                self._remove_when_unused(folder)
+
+    def _remove_when_unused(self, folder: Path) -> None:
+        if not self._users[folder]:
+            del self._users[folder]
+            remove(folder)
+
+    def close(self) -> None:
+        """Remove it, now that nobody uses it any more."""
+        if self._current is not None:
+            remove(self._current)
+            self._current = None
 
 
 def sweep(scratch_dir: str) -> None:

@@ -185,11 +185,15 @@ class Worker:
 
     @property
     def is_worn(self) -> bool:
-        """Whether it has grown past its limit of memory, or its age. Looks every few seconds."""
+        """Whether its memory or its databases are past their limit, or it is too old.
+
+        Looks every few seconds.
+        """
         now = asyncio.get_running_loop().time()
         if now - self._weighed_at >= WEIGHING_EVERY_S:
             self._weighed_at = now
-            self._is_heavy = self._resident_mb() > self.config.worker_max_mb
+            heaviest = max(self._resident_mb(), self._databases_mb())
+            self._is_heavy = heaviest > self.config.worker_max_mb
         return self._is_heavy or now - self._started_at > self.config.worker_max_age_s
 
     def _resident_mb(self) -> float:
@@ -197,6 +201,9 @@ class Worker:
             return float(psutil.Process(self.pid).memory_info().rss) / 2**20
         except psutil.Error:
             return 0.0  # it has just gone, which is told otherwise
+
+    def _databases_mb(self) -> float:
+        return scratch.size_mb(self._databases) if self._databases else 0.0
 
     async def gone(self) -> None:
         """Wait until the process has ended."""

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
+from proxy.engines.base import EngineConfig
 from proxy.engines.catalogue import CatalogueChanged, lean, write_lean
+
+
+def config_of(program: Path, folder: Path, **more: bool) -> EngineConfig:
+    return EngineConfig(str(program), str(folder), str(folder), {}, **more)  # type: ignore[arg-type]
+
 
 MODEL = {
     "slug": "m-1",
@@ -69,7 +75,7 @@ def test_an_unknown_form_is_told_as_such(text: str):
 
 
 async def test_a_codex_that_is_not_there_gives_no_catalogue(tmp_path: Path):
-    assert await write_lean(str(tmp_path / "missing"), {}, tmp_path) is None
+    assert await write_lean(config_of(tmp_path / "missing", tmp_path), {}) is None
 
 
 @pytest.mark.parametrize("body", ["echo nonsense", "exit 3"])
@@ -77,7 +83,7 @@ async def test_a_codex_that_gives_nonsense_gives_no_catalogue(tmp_path: Path, bo
     program = tmp_path / "codex"
     program.write_text(f"#!/bin/sh\n{body}\n")
     program.chmod(0o700)
-    assert await write_lean(str(program), {}, tmp_path) is None
+    assert await write_lean(config_of(program, tmp_path), {}) is None
     assert list(tmp_path.iterdir()) == [program]
 
 
@@ -86,6 +92,12 @@ async def test_the_catalogue_is_written_for_codex_to_read(tmp_path: Path):
     program = tmp_path / "codex"
     program.write_text(f"#!/bin/sh\ncat '{tmp_path}/bundled.json'\n")
     program.chmod(0o700)
-    path = await write_lean(str(program), {"PATH": "/usr/bin:/bin"}, tmp_path)
+    path = await write_lean(config_of(program, tmp_path), {"PATH": "/usr/bin:/bin"})
     assert path is not None
     assert json.loads(path.read_bytes())["models"][0]["experimental_supported_tools"] == []
+
+
+async def test_where_the_settings_say_so_codex_keeps_its_own(tmp_path: Path):
+    program = tmp_path / "codex"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    assert await write_lean(config_of(program, tmp_path, is_lean=False), {}) is None

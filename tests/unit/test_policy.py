@@ -13,7 +13,7 @@ from proxy.errors import ModelNotFound, WorkspaceDenied
 from proxy.policy import Caller, Options, Root, models_for, resolve_model, resolve_workspace
 
 OPTIONS = Options(
-    codex_bin="", proxy="", model="", engine="app-server", workers=1, worker_max_mb=1024, worker_max_hours=24.0, turns_per_worker=1,
+    codex_bin="", proxy="", model="", engine="app-server", workers=1, worker_max_mb=1024, worker_max_hours=24.0, is_lean=True, turns_per_worker=1,
     max_concurrency=1, max_queue_size=1, queue_timeout_seconds=1, app_server_codex_home="",
     codex_configs=(), ephemeral=True, agent=False, fast=False, reasoning=True, max_choices=4,
     fetch_images=False, default_cwd="", allowed_roots=(),

@@ -29,3 +29,24 @@ def test_sweep_takes_the_folders_of_dead_servers_only(tmp_path: Path) -> None:
     models.write_text("{}")
     scratch.sweep(str(tmp_path))
     assert sorted(tmp_path.iterdir()) == sorted([ours, models])
+
+
+def test_a_shared_folder_serves_all_until_it_has_grown(tmp_path: Path) -> None:
+    shared = scratch.SharedFolder(str(tmp_path), limit_mb=0.001)
+    with shared.use() as first, shared.use() as same:
+        assert first == same
+        (first / "logs.sqlite").write_bytes(b"x" * 2000)
+        with shared.use() as fresh:
+            assert fresh != first
+            assert first.exists(), "two still use it"
+    assert list(tmp_path.iterdir()) == [fresh]
+    shared.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grown_folder_that_nobody_uses_goes_at_once(tmp_path: Path) -> None:
+    shared = scratch.SharedFolder(str(tmp_path), limit_mb=0.001)
+    with shared.use() as first:
+        (first / "logs.sqlite").write_bytes(b"x" * 2000)
+    with shared.use() as fresh:
+        assert list(tmp_path.iterdir()) == [fresh]

@@ -19,7 +19,7 @@ UNCHANGED = {
     "max_queue_size": 64, "queue_timeout_seconds": 30.0, "timeout_seconds": 300.0, "model": "",
     "ephemeral": "on", "codex_configs": "", "codex_bin": "", "app_server_codex_home": "",
     "proxy": "", "default_cwd": "", "log_level": "info", "reasoning": "on", "max_choices": 4,
-    "worker_max_mb": 1024, "worker_max_hours": 24.0,
+    "worker_max_mb": 1024, "worker_max_hours": 24.0, "is_lean": "on",
 }  # fmt: skip
 
 

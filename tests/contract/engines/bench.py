@@ -70,6 +70,10 @@ class Fake:
     def prompts(self) -> list[str]:
         return [record["prompt"] for record in self.records() if "prompt" in record]
 
+    def turns(self) -> list[object]:
+        """Every turn that codex was asked for, by either engine."""
+        return [*self.got("turn/start"), *self.prompts()]
+
     def pids(self) -> set[int]:
         """Every process that ran, grandchildren too."""
         records = self.records()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from typing import Any
 
@@ -439,6 +441,86 @@ async def test_an_idle_worker_that_died_is_replaced_before_the_next_turn(bench: 
     await error_of_turn(bench.ask(engine, "say: so far\ndie"))
     assert text_of(await events_of(bench.ask(engine, "say: again"))) == "again"
     assert len(bench.fake.starts("app-server")) == 2
+
+
+@on(*CODEX)
+async def test_a_turn_whose_process_dies_before_a_word_is_tried_once_more(bench: Bench):
+    """Without the second try the caller would pay for a death that it had no part in."""
+    running = bench.ask(bench.engine(), "die-first: once\nsay: hi")
+    events = await events_of(running)
+    assert text_of(events) == "hi"
+    assert events[-1] == Completed()
+    assert len([event for event in events if isinstance(event, Failed)]) == 0
+
+
+@on(*CODEX)
+async def test_it_is_tried_no_third_time(bench: Bench):
+    error = await error_of_turn(bench.ask(bench.engine(), "die"))
+    assert isinstance(error, WorkerDied)
+    assert len(bench.fake.turns()) == 2
+
+
+@on(*CODEX)
+@pytest.mark.parametrize("verb", ["say: hi", "think: hm", "command: rm it"])
+async def test_a_turn_that_has_produced_something_is_never_run_twice(bench: Bench, verb: str):
+    error = await error_of_turn(bench.ask(bench.engine(), f"{verb}\ndie"))
+    assert isinstance(error, WorkerDied)
+    assert len(bench.fake.turns()) == 1
+
+
+@on(*APP_SERVER)
+async def test_the_second_try_is_bound_by_the_same_deadline(bench: Bench):
+    running = bench.ask(bench.engine(), "die-first: once\nhang", deadline_s=1.0)
+    assert isinstance(await error_of_turn(running), EngineTimeout)
+
+
+@on(*APP_SERVER)
+async def test_the_next_turn_takes_a_thread_that_was_opened_ahead(bench: Bench):
+    engine = bench.engine(spare_threads=2)
+    await events_of(bench.ask(engine, "say: warm", model="fake-1"))
+    await until(lambda: len(bench.fake.got("thread/start")) == 3)
+    running = bench.ask(engine, "say: hi", system="be short", model="fake-1")
+    assert text_of(await events_of(running)) == "hi"
+    opened_for_it = bench.fake.got("turn/start")[-1]["threadId"]
+    assert opened_for_it.endswith(("-1", "-2")), "one of those that the start has prepared"
+    assert running.served_model == "fake-1"
+
+
+@on(*APP_SERVER)
+async def test_a_worn_worker_is_replaced_and_its_turn_is_not_cut(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(worker_module, "WEIGHING_EVERY_S", 0.0)
+    engine = bench.engine(worker_max_mb=0)
+    long = bench.ask(engine, "wait: go\nsay: whole")
+    await until(lambda: bench.fake.turns())
+    await events_of(bench.ask(engine, "say: hi"))
+    await until(lambda: len(bench.fake.starts("app-server")) == 2)
+    bench.fake.allow("go")
+    assert text_of(await events_of(long)) == "whole"
+
+
+@on(*APP_SERVER)
+async def test_a_worker_that_answers_no_question_is_not_ready_and_is_replaced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(worker_module, "INSPECTION_BOUND_S", 0.2)
+    engine = bench.engine()
+    await engine.inspect()
+    (record,) = bench.fake.starts("app-server")
+    os.kill(record["pid"], signal.SIGSTOP)
+    with pytest.raises(EngineUnavailable):
+        await engine.inspect()
+    assert (await engine.inspect()).codex_version
+    assert len(bench.fake.starts("app-server")) == 2
+
+
+@on(*CODEX)
+async def test_a_codex_without_a_known_catalogue_says_that_it_is_not_lean(bench: Bench):
+    assert (await bench.engine().inspect()).is_lean
+    assert not (await bench.engine(env={"FAKE_NO_CATALOGUE": "1"}).inspect()).is_lean
+    as_wanted = bench.engine(env={"FAKE_NO_CATALOGUE": "1"}, is_lean=False)
+    assert (await as_wanted.inspect()).is_lean
 
 
 # Strange talk.
