@@ -94,11 +94,6 @@ def test_exec_writes_the_conversation_so_that_no_text_can_pose_as_a_role(
     assert "\n[system]\n" not in prompt
 
 
-def test_lean_prompt_for_a_plain_question(live: LiveSite, client: openai.OpenAI) -> None:
-    client.chat.completions.create(model="default", messages=[{"role": "user", "content": "hi"}])
-    assert live.provider.requests[-1].size < 2_500
-
-
 @pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6-luna"])
 def test_model_asked_is_the_model_that_the_provider_gets(
     live: LiveSite, client: openai.OpenAI, model: str
