@@ -25,8 +25,9 @@ from proxy.engines.base import (
 )
 from proxy.engines.catalogue import AGENT_CONFIG, LEAN_CHAT_CONFIG, write_lean
 from proxy.engines.conversation import as_items, split_instructions
+from proxy.engines.gate import Gate
 from proxy.engines.launch import environment
-from proxy.engines.pool import Gate, WorkerPool
+from proxy.engines.pool import WorkerPool
 from proxy.engines.running import RunningTurn, Turns, with_second_try
 from proxy.engines.worker import RpcRefused, Thread, Worker
 from proxy.errors import EngineProtocolError, TurnFailed

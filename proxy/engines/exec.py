@@ -29,8 +29,8 @@ from proxy.engines.catalogue import (
 from proxy.engines.child import Child
 from proxy.engines.conversation import as_prompt, images_of, split_instructions
 from proxy.engines.exec_events import LineReader
+from proxy.engines.gate import Gate
 from proxy.engines.launch import arguments, environment, overrides_of
-from proxy.engines.pool import Gate
 from proxy.engines.running import RunningTurn, Turns, with_second_try
 from proxy.engines.worker import Worker
 from proxy.errors import ContextTooLong, EngineUnavailable, ShuttingDown, WorkerDied
