@@ -206,7 +206,7 @@ class ApiKeyAdmin(PolicyAdmin):
     )  # fmt: skip
     fields_of_policy = (
         "allowed_roots", "default_root", "engine", "models_allowed", "max_concurrency",
-        "agent_by_default", "is_strict",
+        "max_queued", "agent_by_default", "is_strict",
     )  # fmt: skip
     actions_detail = ("rotate", "revoke")
 

@@ -343,8 +343,10 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
     uptime_s = round(time.time() - STARTED_AT, 3)
     if wants_text:
         gauges = {
-            "queue_length": float(queue["queued"]),
-            "turns_running": float(queue["running"]),
+            "queue_length": float(len(queue.waiters)),
+            "queue_oldest_seconds": queue.longest_wait_s,
+            "turns_running": float(queue.running),
+            "turns_capacity": float(queue.capacity),
             "uptime_seconds": uptime_s,
         }
         text = await read(metrics.prometheus_text, gauges)
@@ -356,9 +358,28 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
             "engine": options.engine,
             "uptime_seconds": uptime_s,
             "app_server_pool_started": runtime.current().has_engine("app-server"),
-            "queue": queue,
+            "queue": _queue_body(queue),
         }
     )
+
+
+def _queue_body(queue: runtime.Queue) -> dict[str, Any]:
+    """Return the queue as JSON: those who wait by the ids of their requests, and by nothing else."""
+    return {
+        "queued": len(queue.waiters),
+        "running": queue.running,
+        "capacity": queue.capacity,
+        "longest_wait_seconds": queue.longest_wait_s,
+        "waiting": [
+            {
+                "request_id": waiter.request_id,
+                "engine": engine,
+                "position": waiter.position,
+                "waited_seconds": waiter.waited_s,
+            }
+            for engine, waiter in queue.waiters
+        ],
+    }
 
 
 @api.api_operation(

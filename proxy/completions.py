@@ -202,6 +202,8 @@ def _start(
         verbosity=asked.verbosity,
         service_tier=terms.service_tier,
         wants_reasoning=asker.options.reasoning,
+        key=str(asker.caller.key_id or asker.caller.name),
+        max_queued=asker.caller.max_queued,
     )
     turn = _with_form(turn, asked)
     feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
@@ -214,8 +216,12 @@ def _start(
 
 
 async def _leave(reader: Reader, context: RequestContext, mark: RetryMark) -> None:
-    """Let go of the turns; at once, unless this client may come again for an answer it never saw."""
-    may_come_again = mark.may_come_again and context.status is None
+    """Let go of the turns; at once, unless this client may come again for an answer it never saw.
+
+    Where none of them has left the queue, nothing is spent and no place in it is kept.
+    """
+    is_begun = any("queue_wait" in turn.laps.ms for turn in reader.feed.turns)
+    may_come_again = mark.may_come_again and context.status is None and is_begun
     await reader.aclose(RETRY_GRACE_S if may_come_again else 0.0)
 
 

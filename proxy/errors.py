@@ -24,6 +24,7 @@
           UpstreamRefusedLogin        503     upstream_auth_failed
           UpstreamOverloaded          503     server_overloaded
         EngineBusy                    429     server_busy            queue full, or waited too long
+          KeyQueueFull                429     key_concurrency_exceeded
         UsageLimited                  429     insufficient_quota
         RateLimited                   429     rate_limit_exceeded
         EngineTimeout                 504     upstream_timeout       the deadline passed
@@ -227,6 +228,12 @@ class EngineBusy(EngineError):
 
     status, code, type, retry_after_s = 429, "server_busy", "rate_limit_error", 5
     outcome = "rejected"
+
+
+class KeyQueueFull(EngineBusy):
+    """As many turns of the key wait as may: like `KeyBusy` to its caller, found by the queue."""
+
+    code = "key_concurrency_exceeded"
 
 
 class UsageLimited(EngineError):

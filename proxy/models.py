@@ -173,6 +173,13 @@ class ApiKey(models.Model):
         validators=[MinValueValidator(1)],
         help_text="Turns of this key at once; one more gets 429. Empty: no cap of its own.",
     )
+    max_queued = models.PositiveIntegerField(
+        "most waiting",
+        null=True,
+        blank=True,
+        help_text="Turns of this key that may wait for an engine; one more gets 429. "
+        "Empty: as many as the queue takes.",
+    )
     agent_by_default = models.BooleanField(
         default=False,
         help_text="Ask for agent mode where the request does not say. A live grant is needed all the same.",

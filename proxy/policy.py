@@ -153,6 +153,10 @@ class Caller:
         return self.key.max_concurrency if self.key else None
 
     @property
+    def max_queued(self) -> int | None:
+        return self.key.max_queued if self.key else None
+
+    @property
     def is_strict(self) -> bool:
         return bool(self.key and self.key.is_strict)
 

@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -33,10 +34,12 @@ from proxy.engines import certificates, scratch
 from proxy.engines.app_server import AppServerEngine
 from proxy.engines.base import Engine, EngineConfig, Inspection, Turn
 from proxy.engines.exec import ExecEngine
+from proxy.engines.gate import Gate, Pace, Waiter
 from proxy.engines.running import RunningTurn
 from proxy.errors import (
     EngineError,
     EngineUnavailable,
+    InvalidRequest,
     KeyBusy,
     NotLoggedIn,
     ProxyError,
@@ -59,6 +62,9 @@ NOT_LEAN = (
 )
 
 
+GUESS_OF_A_KEY_S = 2.0
+"""How long a key's request is thought to take before its first one has ended."""
+
 Source = tuple[policy.Options, str]
 """What a configuration is made from: the options in force, and who is logged in."""
 
@@ -73,6 +79,19 @@ class _Seat:
         self.is_replaced = False
 
 
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The turns of this process: how many run and may run, and who waits, by engine."""
+
+    running: int
+    capacity: int
+    waiters: tuple[tuple[str, Waiter], ...]
+
+    @property
+    def longest_wait_s(self) -> float:
+        return max((waiter.waited_s for _, waiter in self.waiters), default=0.0)
+
+
 class Runtime:
     """Owns the engines and, in the demo, their model provider. One per process and event loop."""
 
@@ -80,7 +99,9 @@ class Runtime:
         self._builders = builders
         self._seats: dict[str, _Seat] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[_Seat] = set()
         self._turns_of_key: Counter[int] = Counter()
+        self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(GUESS_OF_A_KEY_S))
         self._log_level = ""
         self.joins = Joins()
         self._demo: DemoProvider | None = None
@@ -153,17 +174,34 @@ class Runtime:
 
     @contextmanager
     def places_of(self, caller: policy.Caller, count: int) -> Iterator[None]:
-        """Hold so many of the key's places. Raises `KeyBusy` when there are not as many left."""
+        """Hold so many of the key's places.
+
+        Raises `KeyBusy` when there are not as many left, and `InvalidRequest` when there never are:
+        to come again later would not help.
+        """
         key_id, cap = caller.key_id, caller.max_concurrency
         if key_id is None or cap is None:
             yield
             return
-        if self._turns_of_key[key_id] + count > cap:
-            raise KeyBusy(f"This key may run {cap} turns at once, and too many are running.")
+        if count > cap:
+            raise InvalidRequest(
+                f"This key may run {cap} turns at once, and each of n is one.",
+                param="n",
+                code="integer_above_max_value",
+            )
+        pace, too_many = self._paces[key_id], self._turns_of_key[key_id] + count - cap
+        if too_many > 0:
+            raise KeyBusy(
+                f"This key may run {cap} turns at once, and too many are running.",
+                retry_after_s=pace.retry_after_s(too_many, cap),
+            )
         self._turns_of_key[key_id] += count
+        held = object()
+        pace.begin(held)
         try:
             yield
         finally:
+            pace.end(held)
             self._turns_of_key[key_id] -= count
 
     # Which engine.
@@ -181,6 +219,7 @@ class Runtime:
         if seat is not None:
             log.info("the options of the %s engine have changed: it is replaced", kind)
             seat.is_replaced = True
+            self._leaving.add(seat)
             self._close_when_idle(seat)
         seat = self._seats[kind] = _Seat(source, config, self._builders[kind](config))
         return seat
@@ -198,6 +237,7 @@ class Runtime:
 
     def _close_when_idle(self, seat: _Seat) -> None:
         if seat.users == 0:
+            self._leaving.discard(seat)
             self._in_background(seat.engine.aclose())
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:
@@ -218,7 +258,7 @@ class Runtime:
     async def aclose(self) -> None:
         """Interrupt the running turns, end every child, and wait for both."""
         self._is_closing = True
-        seats = list(self._seats.values())
+        seats = [*self._seats.values(), *self._leaving]
         ends = await asyncio.gather(
             *(seat.engine.aclose() for seat in seats), return_exceptions=True
         )
@@ -235,15 +275,18 @@ class Runtime:
         return kind in self._seats
 
     @property
-    def queue(self) -> dict[str, int]:
-        """Turns that wait and turns that run in this process."""
-        gates = [
-            gate for seat in self._seats.values() if (gate := getattr(seat.engine, "gate", None))
+    def queue(self) -> Queue:
+        """Who waits and who runs now, on engines that have been replaced as well."""
+        gates: list[tuple[str, Gate]] = [
+            (seat.engine.name, gate)
+            for seat in (*self._seats.values(), *self._leaving)
+            if (gate := getattr(seat.engine, "gate", None)) is not None
         ]
-        return {
-            "queued": sum(gate.waiting for gate in gates),
-            "running": sum(gate.inside for gate in gates),
-        }
+        return Queue(
+            running=sum(gate.inside for _, gate in gates),
+            capacity=sum(gate.capacity for _, gate in gates),
+            waiters=tuple((name, waiter) for name, gate in gates for waiter in gate.waiters()),
+        )
 
 
 def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = ()) -> EngineConfig:

@@ -398,6 +398,25 @@ class Readiness(BaseModel):
     notice: str | None = None
 
 
+class Waiting(BaseModel):
+    """A turn that waits. The first to be served by its engine has position 1."""
+
+    request_id: str
+    engine: str
+    position: int
+    waited_seconds: float
+
+
+class Queue(BaseModel):
+    """The turns of this process that wait, in order, and how many run and may run."""
+
+    queued: int
+    running: int
+    capacity: int
+    longest_wait_seconds: float
+    waiting: list[Waiting]
+
+
 class Metrics(BaseModel):
     """Counters of all processes and gauges of this one."""
 
@@ -413,4 +432,4 @@ class Metrics(BaseModel):
     engine: str
     uptime_seconds: float
     app_server_pool_started: bool
-    queue: dict[str, int]
+    queue: Queue

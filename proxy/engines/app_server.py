@@ -68,7 +68,7 @@ class AppServerEngine:
         return self._turns.run(turn, self._drive)
 
     async def _drive(self, running: RunningTurn) -> None:
-        async with self.gate.place():
+        async with self.gate.place(running.turn):
             running.laps.lap("queue_wait")
             await with_second_try(running, self._attempt)
 

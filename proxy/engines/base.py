@@ -84,7 +84,9 @@ class Turn:
     decides the mode: `read-only` is a chat turn without environment, `workspace-write` an agent
     turn. `model` is a name of Codex's catalogue; None leaves the choice to Codex. `tools` are the
     caller's own: a turn ends as completed when the model asks for some of them. `output_schema`
-    constrains the answer, in OpenAI's strict form. None of the rest means Codex's own choice.
+    constrains the answer, in OpenAI's strict form. `key` says whose turn it is, opaquely: the queue
+    is fair between keys, and at most `max_queued` turns of one key wait in it. None of the rest
+    means Codex's own choice.
     """
 
     request_id: str
@@ -99,6 +101,8 @@ class Turn:
     verbosity: str | None = None
     service_tier: str | None = None
     wants_reasoning: bool = False
+    key: str = ""
+    max_queued: int | None = None
 
     @property
     def is_agent(self) -> bool:

@@ -79,7 +79,7 @@ class ExecEngine:
         return self._turns.run(turn, self._drive)
 
     async def _drive(self, running: RunningTurn) -> None:
-        async with self.gate.place():
+        async with self.gate.place(running.turn):
             running.laps.lap("queue_wait")
             inspection = await self.inspect()
             running.codex_version = inspection.codex_version

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from proxy.engines.base import Completed, Event, Failed, Inspection, Model, Turn, TurnStarted
+from proxy.engines.gate import Gate
 from proxy.engines.running import RunningTurn, Turns
 from proxy.errors import EngineError
 
@@ -22,7 +23,7 @@ CATALOGUE = (
 class ScriptedEngine:
     """Plays `script` for every turn; remembers the turns it was given and those it finished.
 
-    `scripts` come before it, one for each of the first turns.
+    `scripts` come before it, one for each of the first turns. Its gate is wide open.
     """
 
     name = "scripted"
@@ -33,6 +34,7 @@ class ScriptedEngine:
         self.logged_in = logged_in
         self.turns: list[Turn] = []
         self.cleaned_up: list[Turn] = []
+        self.gate = Gate(capacity=1000, max_queue=0, queue_timeout_s=0.0)
         self._turns = Turns()
 
     def run(self, turn: Turn) -> RunningTurn:
@@ -42,17 +44,21 @@ class ScriptedEngine:
 
     async def _play(self, script: Sequence[Step], running: RunningTurn) -> None:
         try:
-            running.worker, running.codex_version = "scripted", "0.0.0"
-            running.served_model = running.turn.model or CATALOGUE[0].id
-            for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
-                running.laps.lap(name)
-            running.emit(TurnStarted())
-            for step in script:
-                await self._take(step, running)
-            if not any(isinstance(step, Completed | Failed) for step in script):
-                running.emit(Completed())
+            async with self.gate.place(running.turn):
+                await self._play_inside(script, running)
         finally:
             self.cleaned_up.append(running.turn)
+
+    async def _play_inside(self, script: Sequence[Step], running: RunningTurn) -> None:
+        running.worker, running.codex_version = "scripted", "0.0.0"
+        running.served_model = running.turn.model or CATALOGUE[0].id
+        for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
+            running.laps.lap(name)
+        running.emit(TurnStarted())
+        for step in script:
+            await self._take(step, running)
+        if not any(isinstance(step, Completed | Failed) for step in script):
+            running.emit(Completed())
 
     async def _take(self, step: Step, running: RunningTurn) -> None:
         if isinstance(step, EngineError):

@@ -698,6 +698,22 @@ async def test_the_deadline_covers_the_wait_in_the_queue(bench: Bench):
     assert isinstance(error, EngineTimeout)
 
 
+@on(*CODEX)
+async def test_the_queue_is_fair_between_keys(bench: Bench):
+    engine = bench.engine(**NARROW)
+    holder = bench.ask(engine, "think: hm\nhang", key="a")
+    await first(holder, ReasoningDelta)
+    order: list[str] = []
+    turns = [bench.ask(engine, "say: hi", key=key) for key in ("a", "a", "a", "b")]
+    for turn in turns:
+        turn.when_over(lambda key=turn.turn.key: order.append(key))
+    await asyncio.sleep(0)
+    await holder.aclose()
+    await asyncio.gather(*map(events_of, turns))
+    await asyncio.gather(*(turn.aclose() for turn in turns))
+    assert order == ["a", "b", "a", "a"]
+
+
 # Start and shutdown.
 
 

@@ -116,3 +116,26 @@ async def test_models_are_listed_for_a_busy_key(site: Any, capped: asyncio.Event
     await site.recorded(answer, "ok")
     capped.set()
     await first.finish()
+
+
+async def test_more_choices_than_the_cap_never_fit(site: Any, capped: asyncio.Event) -> None:
+    answer = await site.client.ask(n=2)
+    await site.refused(answer, 400, "integer_above_max_value")
+    assert answer.error["param"] == "n"
+
+
+async def test_retry_after_is_how_long_the_key_s_requests_take(
+    site: Any, capped: asyncio.Event
+) -> None:
+    capped.set()
+    for _ in range(20):
+        await site.client.ask()
+    capped.clear()
+    first = await occupied(site)
+    assert (await site.client.ask()).headers["retry-after"] == "1"
+    pace = site.service.runtime._paces[site.key.pk]
+    (holder,) = pace._since
+    pace._since[holder] -= 20.0  # as if it had begun so long ago
+    assert 20 <= int((await site.client.ask()).headers["retry-after"]) <= 40
+    capped.set()
+    await first.finish()

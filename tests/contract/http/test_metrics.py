@@ -33,7 +33,13 @@ async def test_json_counts_requests_by_their_end(site: Any) -> None:
     assert body["tokens"] == {"input": 111, "output": 77}
     assert (body["in_flight"], body["engine"]) == (0, "app-server")
     assert body["app_server_pool_started"] is True
-    assert body["queue"] == {"queued": 0, "running": 0}
+    assert body["queue"] == {
+        "queued": 0,
+        "running": 0,
+        "capacity": site.engine.gate.capacity,
+        "longest_wait_seconds": 0.0,
+        "waiting": [],
+    }
     assert body["uptime_seconds"] > 0
 
 
@@ -50,7 +56,9 @@ async def test_prometheus_gets_the_same_as_text(site: Any, path: str, accept: st
     assert 'codexsite_requests_total{outcome="ok",status="200"} 1.0' in lines
     assert 'codexsite_requests_total{outcome="rejected",status="404"} 1.0' in lines
     assert 'codexsite_tokens_total{kind="output"} 77.0' in lines
-    assert "codexsite_turns_running 0.0" in lines
+    gauges = ("queue_length", "queue_oldest_seconds", "turns_running")
+    assert {f"codexsite_{name} 0.0" for name in gauges} <= set(lines)
+    assert "codexsite_turns_capacity 1000.0" in lines
 
 
 async def test_metrics_are_not_requests(site: Any) -> None:
