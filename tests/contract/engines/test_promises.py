@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -706,7 +707,7 @@ async def test_the_queue_is_fair_between_keys(bench: Bench):
     order: list[str] = []
     turns = [bench.ask(engine, "say: hi", key=key) for key in ("a", "a", "a", "b")]
     for turn in turns:
-        turn.when_over(lambda key=turn.turn.key: order.append(key))
+        turn.when_over(partial(order.append, turn.turn.key))
     await asyncio.sleep(0)
     await holder.aclose()
     await asyncio.gather(*map(events_of, turns))

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('proxy', '0004_agent_policy'),
+        ('proxy', '0005_fast_and_lasting'),
     ]
 
     operations = [
