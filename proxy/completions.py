@@ -322,7 +322,7 @@ def _note_turns(exchange: Exchange, *, is_ours: bool) -> None:
     whole = before.pop("response")
     engine_ms = first.engine_ms or first.laps.since_start_ms()
     if is_ours:
-        before.update(first.laps.ms)
+        before.update(first.laps.ms or {"queue_wait": engine_ms})  # it may never have left it
         before["response"] = round(max(whole - engine_ms, 0.0), 3)
     else:
         before["joined"] = whole

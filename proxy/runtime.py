@@ -196,12 +196,14 @@ class Runtime:
                 retry_after_s=pace.retry_after_s(too_many, cap),
             )
         self._turns_of_key[key_id] += count
-        held = object()
-        pace.begin(held)
+        held = [object() for _ in range(count)]
+        for place in held:
+            pace.begin(place)
         try:
             yield
         finally:
-            pace.end(held)
+            for place in held:
+                pace.end(place)
             self._turns_of_key[key_id] -= count
 
     # Which engine.

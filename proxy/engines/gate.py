@@ -7,6 +7,7 @@ once waits for one place per key that is before it, and never for all that a gre
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
 from collections import Counter, OrderedDict
@@ -30,8 +31,8 @@ MIN_RETRY_S, MAX_RETRY_S = 1, 60
 class Pace:
     """How long places are held these days: what an honest `retry-after` is made of.
 
-    A moving average, in which the newest of those that have ended weighs a fifth. Where those that
-    hold a place now have done so for longer on average, they are the better witnesses.
+    A moving average, in which the newest of those that have ended weighs a fifth, and since when
+    each place is held that is held now.
     """
 
     def __init__(self, guess_s: float = GUESS_S, clock: Clock = time.monotonic) -> None:
@@ -50,16 +51,28 @@ class Pace:
 
     @property
     def hold_s(self) -> float:
-        """How long a place is held, as far as is known now."""
-        so_far_s = 0.0
-        if self._since:
-            so_far_s = self._clock() - sum(self._since.values()) / len(self._since)
+        """How long a place is held; before one has ended, those that run are the witnesses."""
+        if not self._is_guess or not self._since:
+            return self._mean_s
+        so_far_s = self._clock() - sum(self._since.values()) / len(self._since)
         return max(self._mean_s, so_far_s)
 
     def retry_after_s(self, ahead: int, places: int) -> int:
-        """Return the seconds until so many have come to a place, of so many places."""
-        seconds = math.ceil(self.hold_s * max(ahead, 1) / places)
-        return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)
+        """Return the whole seconds until so many will have come to one of so many places.
+
+        Each place is thought to be free when it has been held for the average time; one that has
+        been held for longer than that, after the same time over again.
+        """
+        now = self._clock()
+        free_in_s = [abs(self._mean_s - (now - since)) for since in self._since.values()]
+        free_in_s += [self._mean_s] * (places - len(free_in_s))  # handed over, not begun
+        heapq.heapify(free_in_s)
+        last_s, hold_s = 0.0, self.hold_s
+        for _ in range(max(ahead, 1)):
+            last_s = heapq.heapreplace(free_in_s, free_in_s[0] + hold_s)
+            if last_s > MAX_RETRY_S:
+                break
+        return min(max(math.ceil(last_s), MIN_RETRY_S), MAX_RETRY_S)
 
 
 class Claimant(Protocol):

@@ -104,8 +104,9 @@ async def test_who_waits_too_long_gets_429(site: Any, hall: Hall) -> None:
     those = [hall.ask("fill") for _ in range(2)]
     await until(lambda: hall.gate.inside == 2)
     answer = await site.client.ask()
-    await site.refused(answer, 429, "server_busy")
+    row = await site.refused(answer, 429, "server_busy")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert row.phases["queue_wait"] >= 10
     await hall.empty(*those)
 
 
