@@ -22,6 +22,7 @@ TREE = {
     "UpstreamRefusedLogin": (503, "upstream_auth_failed", "failed"),
     "UpstreamOverloaded": (503, "server_overloaded", "failed"),
     "EngineBusy": (429, "server_busy", "rejected"),
+    "KeyQueueFull": (429, "key_concurrency_exceeded", "rejected"),
     "UsageLimited": (429, "insufficient_quota", "failed"),
     "RateLimited": (429, "rate_limit_exceeded", "failed"),
     "EngineTimeout": (504, "upstream_timeout", "timed_out"),

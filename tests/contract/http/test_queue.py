@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from proxy import schemas
 from proxy.engines.base import Completed, TextDelta, Turn
 from proxy.engines.gate import Gate
 from tests.asgi import Exchange, question
@@ -56,7 +57,9 @@ class Hall:
         return made
 
     async def queue(self) -> Any:
-        return (await self.site.client.get("/metrics")).json()["queue"]
+        body = (await self.site.client.get("/metrics")).json()
+        schemas.Metrics.model_validate(body, strict=True)
+        return body["queue"]
 
     async def empty(self, *exchanges: Exchange) -> None:
         """Let all go, and wait for the end of these."""
