@@ -56,7 +56,7 @@ AgentGrant.objects.create(key=key, reason="a test").roots.add(root)
     chat = live.client().chat.completions.create(model="default", messages=QUESTION)
     gate.set()
     agent.join(20)
-    rows = [live.row_of(answer._request_id) for answer in (chat, *answers)]
+    rows = [live.row_of(str(answer._request_id)) for answer in (chat, *answers)]
     assert [row["agent_mode"] for row in rows] == [0, 1]
     assert rows[0]["worker"] == rows[1]["worker"]
     names = {str(tool.get("name")) for tool in for_agent.tools()}
