@@ -66,12 +66,16 @@ CHAT: Json = {
 
 @dataclass
 class Answer:
-    """What one turn gave; `first_delta_s` is in seconds since the question was asked."""
+    """What one turn gave; `arrivals_s` are when its deltas came, in seconds since it was asked."""
 
     text: str = ""
-    first_delta_s: float | None = None
+    arrivals_s: list[float] = field(default_factory=list)
     items: list[Json] = field(default_factory=list)
     usage: Json = field(default_factory=dict)
+
+    @property
+    def first_delta_s(self) -> float | None:
+        return self.arrivals_s[0] if self.arrivals_s else None
 
 
 class TurnFailed(RuntimeError):
@@ -243,8 +247,8 @@ async def _collect(events: asyncio.Queue[Json], asked: float) -> Answer:
     while True:
         event = await events.get()
         method, params = event["method"], event["params"]
-        if method == "item/agentMessage/delta" and answer.first_delta_s is None:
-            answer.first_delta_s = time.monotonic() - asked
+        if method == "item/agentMessage/delta":
+            answer.arrivals_s.append(time.monotonic() - asked)
         elif method == "item/completed":
             answer.items.append(params["item"])
             if params["item"]["type"] == "agentMessage":
@@ -287,7 +291,7 @@ async def run_exec(
         out, err = await asyncio.wait_for(child.communicate(text.encode()), ANSWER_TIMEOUT_S)
     finally:
         await stop_group(child)
-    answer = Answer(first_delta_s=time.monotonic() - asked)
+    answer = Answer(arrivals_s=[time.monotonic() - asked])
     if child.returncode != 0 and not out:
         raise TurnFailed(f"codex exec ended with {child.returncode}: {err.decode()[-300:]}")
     for event in map(json.loads, out.splitlines()):

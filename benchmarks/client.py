@@ -16,11 +16,13 @@ class RequestFailed(RuntimeError):
     """The server answered with something else than a completion."""
 
 
-async def complete(port: int, key: str, text: str, *, stream: bool) -> Answer:
+async def complete(
+    port: int, key: str, text: str, *, stream: bool, model: str = "codex-local"
+) -> Answer:
     """Ask a chat completions endpoint; raises `RequestFailed`. Times are seconds from the call."""
     asked = time.monotonic()
     message = {"role": "user", "content": text}
-    question = {"model": "codex-local", "messages": [message], "stream": stream}
+    question = {"model": model, "messages": [message], "stream": stream}
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
         reader, writer = await _send(port, "POST", "/v1/chat/completions", question, key)
         try:
@@ -33,9 +35,11 @@ async def complete(port: int, key: str, text: str, *, stream: bool) -> Answer:
             writer.close()
 
 
-async def fetch_json(port: int, method: str, path: str, body: Json | None = None) -> Json:
-    """Return what the benchmark's own provider answers."""
-    reader, writer = await _send(port, method, path, body or {}, "")
+async def fetch_json(
+    port: int, method: str, path: str, body: Json | None = None, key: str = ""
+) -> Json:
+    """Return what the benchmark's own provider, or a server, answers."""
+    reader, writer = await _send(port, method, path, body or {}, key)
     try:
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
@@ -69,8 +73,8 @@ async def _read_stream(reader: asyncio.StreamReader, asked: float) -> Answer:
         if "error" in event:
             raise RequestFailed(str(event["error"]))
         text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
-        if text and answer.first_delta_s is None:
-            answer.first_delta_s = time.monotonic() - asked
+        if text:
+            answer.arrivals_s.append(time.monotonic() - asked)
         answer.text += text
     return answer
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,32 +20,58 @@ from benchmarks.bare import (
     LEAN_EXEC,
     Answer,
     AppServer,
+    environment,
     lean_catalogue,
     provider_overrides,
     run_exec,
 )
-from benchmarks.client import complete
-from benchmarks.processes import free_port, serving
+from benchmarks.client import complete, fetch_json
+from benchmarks.processes import StartFailed, free_port, serving
+from proxy.engines.certificates import spread_out
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 QUESTION = "hi"
 CLIENTS = 16
 MORE_WORKERS = 4
+KEY_SHOWN = re.compile(r"(?m)^API key \(shown once\): (\S+)$")
 
-Product = Literal["codexsite", "bare codex", "predecessor"]
+Product = Literal["codexsite", "bare codex", "bare, lifted", "predecessor"]
 EngineName = Literal["app-server", "exec"]
 Ask = Callable[[bool], Awaitable[Answer]]
 """Asks `QUESTION`, as a stream or not."""
 
 
 @dataclass(frozen=True)
+class Served:
+    """One running codexsite."""
+
+    pid: int
+    port: int
+    key: str
+
+    async def ask(self, stream: bool) -> Answer:
+        return await complete(self.port, self.key, QUESTION, stream=stream)
+
+    async def models(self) -> list[str]:
+        found = await fetch_json(self.port, "GET", "/v1/models", key=self.key)
+        return [model["id"] for model in found["data"] if model["id"] != "default"]
+
+
+@dataclass(frozen=True)
 class Contender:
-    """One product with one engine. `crowd` are its settings for many clients at once, by name."""
+    """One product with one engine.
+
+    `ask` has a single worker. `crowd` are the settings for many clients at once, by name; `few` and
+    `many` are the names of those with one and with several workers, where there are such.
+    """
 
     product: Product
     engine: EngineName
     ask: Ask
     crowd: dict[str, Ask] = field(default_factory=dict)
+    few: str = ""
+    many: str = ""
+    served: Served | None = None
 
 
 @dataclass(frozen=True)
@@ -69,59 +96,77 @@ def _http(port: int, key: str) -> Ask:
 async def codexsite(bench: Bench, engine: EngineName) -> AsyncIterator[Contender]:
     """This server with its defaults; for a crowd with more workers too."""
     async with contextlib.AsyncExitStack() as stack:
-        ask = await stack.enter_async_context(_codexsite_serving(bench, engine, engine))
-        crowd = {"": ask}
-        if engine == "app-server":
-            more = _codexsite_serving(
-                bench, engine, "many-workers", CODEX_PROXY_WORKERS=str(MORE_WORKERS)
-            )
-            crowd = {
-                "1 worker": ask,
-                f"{MORE_WORKERS} workers": await stack.enter_async_context(more),
-            }
-        yield Contender("codexsite", engine, ask, crowd)
+        one = await stack.enter_async_context(_codexsite_serving(bench, engine, engine))
+        if engine == "exec":
+            yield Contender("codexsite", engine, one.ask, {"": one.ask}, served=one)
+            return
+        workers = {"CODEX_PROXY_WORKERS": str(MORE_WORKERS)}
+        several = await stack.enter_async_context(
+            _codexsite_serving(bench, engine, "many-workers", **workers)
+        )
+        few, many = "1 worker", f"{MORE_WORKERS} workers"
+        crowd: dict[str, Ask] = {few: one.ask, many: several.ask}
+        yield Contender("codexsite", engine, one.ask, crowd, few, many, one)
 
 
 @contextlib.asynccontextmanager
 async def _codexsite_serving(
     bench: Bench, engine: EngineName, name: str, **variables: str
-) -> AsyncIterator[Ask]:
-    """What `manage.py serve` starts, on a data directory of its own."""
-    folder, port, key = bench.subfolder(f"codexsite-{name}"), free_port(), secrets.token_hex(16)
+) -> AsyncIterator[Served]:
+    """What `manage.py serve` starts, on a data directory of its own, asked with its first key."""
+    folder, port = bench.subfolder(f"codexsite-{name}"), free_port()
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "CODEX_PROXY_DATA_DIR": str(folder / "data"),
         "CODEX_PROXY_CODEX_BIN": bench.codex_bin,
         "CODEX_PROXY_CODEX_CONFIGS": ";;".join(provider_overrides(bench.base_url)),
-        "CODEX_PROXY_API_KEY": key,
         "CODEX_PROXY_ENGINE": engine,
         "CODEX_PROXY_MAX_CONCURRENCY": str(CLIENTS),
+        "CODEX_PROXY_MAX_QUEUE_SIZE": "400",
         "CODEX_PROXY_QUEUE_TIMEOUT_SECONDS": "120",
         **variables,
     }
     argv = (sys.executable, str(CHECKOUT / "manage.py"), "serve", "--port", str(port))
-    async with serving(argv, port=port, env=env, cwd=folder, log=folder / "log"):
-        yield _http(port, key)
+    async with serving(argv, port=port, env=env, cwd=folder, log=folder / "log") as pid:
+        yield Served(pid, port, await _first_key(folder / "log"))
+
+
+async def _first_key(log: Path) -> str:
+    said = ""
+    for _ in range(100):
+        said = await asyncio.to_thread(log.read_text, errors="replace")
+        if shown := KEY_SHOWN.search(said):
+            return shown[1]
+        await asyncio.sleep(0.1)
+    raise StartFailed(f"codexsite shows no key: {said[-500:]}")
 
 
 @contextlib.asynccontextmanager
-async def bare_app_server(bench: Bench) -> AsyncIterator[Contender]:
-    """A minimal JSON-RPC loop over one app-server; for a crowd over several too."""
-    home = bench.subfolder("bare-app-server")
+async def bare_app_server(bench: Bench, *, is_lifted: bool = False) -> AsyncIterator[Contender]:
+    """A minimal JSON-RPC loop over one app-server; for a crowd over several too.
+
+    Lifted, Codex gets the authorities as this server gives them, which spares it half of its work.
+    """
+    home = bench.subfolder("lifted-app-server" if is_lifted else "bare-app-server")
+    env = environment(home) | (spread_out(home / "authorities") if is_lifted else {})
     catalogue = await asyncio.to_thread(lean_catalogue, bench.codex_bin, home, home / "models.json")
     overrides = (*provider_overrides(bench.base_url), f'model_catalog_json="{catalogue}"')
     async with contextlib.AsyncExitStack() as stack:
         servers = [
-            await stack.enter_async_context(AppServer.running(bench.codex_bin, home, overrides))
+            await stack.enter_async_context(
+                AppServer.running(bench.codex_bin, home, overrides, env)
+            )
             for _ in range(1 + MORE_WORKERS)
         ]
         turns = itertools.cycle(servers[1:])
+        few, many = "1 process", f"{MORE_WORKERS} processes"
         crowd: dict[str, Ask] = {
-            "1 process": lambda stream: servers[0].ask(QUESTION),
-            f"{MORE_WORKERS} processes": lambda stream: next(turns).ask(QUESTION),
+            few: lambda stream: servers[0].ask(QUESTION),
+            many: lambda stream: next(turns).ask(QUESTION),
         }
-        yield Contender("bare codex", "app-server", crowd["1 process"], crowd)
+        product: Product = "bare, lifted" if is_lifted else "bare codex"
+        yield Contender(product, "app-server", crowd[few], crowd, few, many)
 
 
 @contextlib.asynccontextmanager
@@ -171,10 +216,10 @@ async def predecessor_app_server(bench: Bench, program: Path) -> AsyncIterator[C
     engine = ("--engine", "app-server", "--workers")
     async with (
         start("predecessor-1", *engine, "1") as ask,
-        start("predecessor-more", *engine, str(MORE_WORKERS)) as few,
-        start("predecessor-many", *engine, str(CLIENTS)) as many,
+        start("predecessor-more", *engine, str(MORE_WORKERS)) as some,
+        start("predecessor-many", *engine, str(CLIENTS)) as as_many,
     ):
-        crowd = {f"{MORE_WORKERS} workers": few, f"{CLIENTS} workers": many}
+        crowd = {f"{MORE_WORKERS} workers": some, f"{CLIENTS} workers": as_many}
         yield Contender("predecessor", "app-server", ask, crowd)
 
 

@@ -29,8 +29,11 @@ def free_port() -> int:
 @contextlib.asynccontextmanager
 async def serving(
     argv: Sequence[str], *, port: int, env: Mapping[str, str], cwd: Path, log: Path
-) -> AsyncIterator[None]:
-    """Run a server until the block is left, once its port answers. Raises `StartFailed`."""
+) -> AsyncIterator[int]:
+    """Run a server until the block is left; gives its pid once its port answers.
+
+    Raises `StartFailed`.
+    """
     with log.open("wb") as output:
         child = await asyncio.create_subprocess_exec(
             *argv,
@@ -43,7 +46,7 @@ async def serving(
         )
     try:
         await _wait_for_port(child, port, log)
-        yield
+        yield child.pid
     finally:
         await stop(child)
 

@@ -2,7 +2,8 @@
 
     python benchmarks/provider.py        # prints its port, serves until its input is closed
 
-`POST /v1/responses` streams `word ` as often as set, with the set pause before each but the first.
+`POST /v1/responses` streams `0 1 2 ` and so on, as many as set, each after the set pause but the first,
+so that a lost, doubled or reordered one shows.
 `POST /pace {"deltas": 2, "pause_s": 0}` sets both; `GET /seen` tells how many requests came and how
 large the body of the last one was.
 """
@@ -13,8 +14,6 @@ import asyncio
 import json
 import sys
 from typing import Any
-
-WORD = "word "
 
 Json = dict[str, Any]
 
@@ -28,11 +27,19 @@ MESSAGE: Json = {"type": "message", "id": "msg_1", "role": "assistant", "content
 BEGIN = event("response.created", response={"id": "resp_1"}) + event(
     "response.output_item.added", item=MESSAGE
 )
-DELTA = event("response.output_text.delta", item_id="msg_1", delta=WORD)
+
+
+def text_of(deltas: int) -> str:
+    """Return the whole answer."""
+    return "".join(f"{number} " for number in range(deltas))
+
+
+def delta(number: int) -> bytes:
+    return event("response.output_text.delta", item_id="msg_1", delta=f"{number} ")
 
 
 def end(deltas: int) -> bytes:
-    item = {**MESSAGE, "content": [{"type": "output_text", "text": WORD * deltas}]}
+    item = {**MESSAGE, "content": [{"type": "output_text", "text": text_of(deltas)}]}
     usage = {"input_tokens": 10, "output_tokens": deltas, "total_tokens": 10 + deltas}
     return event("response.output_item.done", item=item) + event(
         "response.completed", response={"id": "resp_1", "usage": usage}
@@ -90,18 +97,19 @@ class Provider:
     async def _stream(self, writer: asyncio.StreamWriter) -> None:
         deltas, pause_s = self.deltas, self.pause_s
         if not pause_s:
-            writer.write(STREAM_HEAD + chunk(BEGIN + DELTA * deltas + end(deltas)) + b"0\r\n\r\n")
+            everything = BEGIN + b"".join(map(delta, range(deltas))) + end(deltas)
+            writer.write(STREAM_HEAD + chunk(everything) + b"0\r\n\r\n")
             return
-        writer.write(STREAM_HEAD + chunk(BEGIN + DELTA))
-        for _ in range(deltas - 1):
+        writer.write(STREAM_HEAD + chunk(BEGIN + delta(0)))
+        for number in range(1, deltas):
             await asyncio.sleep(pause_s)
-            writer.write(chunk(DELTA))
+            writer.write(chunk(delta(number)))
             await writer.drain()
         writer.write(chunk(end(deltas)) + b"0\r\n\r\n")
 
 
 async def main() -> None:
-    server = await asyncio.start_server(Provider().connection, "127.0.0.1", 0, backlog=256)
+    server = await asyncio.start_server(Provider().connection, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     # Whoever started it holds the other end of its input: it cannot outlive the benchmark.
     await asyncio.to_thread(sys.stdin.read)

@@ -1,10 +1,10 @@
 """This server, Codex alone and the predecessor, side by side in one run.
 
-    python benchmarks/run.py [--quick] [--json FILE] [--only codexsite,bare,predecessor]
+    python benchmarks/run.py [--quick] [--strict] [--only codexsite,bare,predecessor]
 
 All ask the same codex binary and the same model provider on loopback. The contenders take turns in
 every round, so that whatever else the machine does hits all of them. Everything that it starts is
-ended, whatever happens.
+ended, whatever happens. Prints a table, and writes it as JSON and as a picture.
 """
 
 from __future__ import annotations
@@ -28,15 +28,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from codex_cli_bin import bundled_codex_path
 
-from benchmarks import contenders, measuring, predecessor, report
+from benchmarks import contenders, measuring, picture, predecessor, report
 from benchmarks.bare import stop_group
 from benchmarks.contenders import Bench, Contender
 from benchmarks.measuring import Size
 from benchmarks.processes import StartFailed
 from benchmarks.report import Results
 
-FULL = Size(rounds=3, alone=10, streams=4, crowd={"app-server": 80, "exec": 24}, budget_s=225)
-QUICK = Size(rounds=1, alone=4, streams=2, crowd={"app-server": 32, "exec": 16}, budget_s=57)
+FULL = Size(
+    rounds=3, alone=15, streams=6, crowd={"app-server": 160, "exec": 24},
+    at_once=100, at_once_many=300, memory_turns=(200, 2000), budget_s=540,
+)  # fmt: skip
+QUICK = Size(
+    rounds=1, alone=4, streams=2, crowd={"app-server": 48, "exec": 16},
+    at_once=100, at_once_many=300, memory_turns=(100, 400), budget_s=150,
+)  # fmt: skip
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main() -> None:
@@ -50,20 +57,28 @@ def main() -> None:
         sys.exit("interrupted; everything that was started has been ended")
     except TimeoutError:
         results.failures["the time was up; what is missing was not measured"] += 1
-    print("\n" + report.table(results, options.engines.split(",")) + "\n")
+    print("\n" + report.table(results) + "\n")
     for note in results.notes:
         print(note)
     for failure, count in results.failures.items():
         print(f"FAILED {count} times: {failure}")
-    if options.json:
-        options.json.write_text(json.dumps(report.as_json(results), indent=1))
-    sys.exit(1 if results.failures else 0)
+    behind = results.behind()
+    print("\n" + ("Behind: " + "; ".join(behind) if behind else "Every target is held."))
+    for path, text in (
+        (options.json, json.dumps(report.as_json(results), indent=1)),
+        (options.picture, picture.draw(results)),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    sys.exit(1 if results.failures or (options.strict and behind) else 0)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="one small round, below a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
+    parser.add_argument("--quick", action="store_true", help="one small round, about two minutes")
+    parser.add_argument("--strict", action="store_true", help="fail where a figure is behind")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=RESULTS / "latest.json")
+    parser.add_argument("--picture", type=Path, metavar="FILE", default=RESULTS / "latest.svg")
     parser.add_argument("--only", default="codexsite,bare,predecessor", metavar="PRODUCTS")
     parser.add_argument("--engines", default="app-server,exec", metavar="ENGINES")
     return parser.parse_args()
@@ -99,6 +114,7 @@ async def _run(options: argparse.Namespace, program: Path | None, results: Resul
             bench = Bench(codex_bin, f"http://127.0.0.1:{port}/v1", Path(scratch))
             entered = await _enter(stack, bench, options, program, results)
             await measuring.warm_up(bench, port, entered, results)
+            await measuring.sent_to_the_model(port, entered, results)
             ready = time.monotonic()
             for number in range(1, size.rounds + 1):
                 await measuring.one_round(entered, size, port, results)
@@ -108,6 +124,8 @@ async def _run(options: argparse.Namespace, program: Path | None, results: Resul
                 if is_late and number < size.rounds:
                     results.notes.append(f"Stopped after {number} rounds: the time was up.")
                     break
+            await measuring.many_streams(entered, size, port, results)
+            await measuring.memory(entered, size, port, results)
 
 
 def _end_once_on_signals() -> None:
@@ -150,7 +168,10 @@ async def _enter(
     starts: list[contextlib.AbstractAsyncContextManager[Contender]] = []
     if "app-server" in options.engines:
         starts += [contenders.codexsite(bench, "app-server")] if "codexsite" in options.only else []
-        starts += [contenders.bare_app_server(bench)] if "bare" in options.only else []
+        if "bare" in options.only:
+            starts += [
+                contenders.bare_app_server(bench, is_lifted=lifted) for lifted in (False, True)
+            ]
         starts += [contenders.predecessor_app_server(bench, program)] if program else []
     if "exec" in options.engines:
         starts += [contenders.codexsite(bench, "exec")] if "codexsite" in options.only else []
