@@ -4,6 +4,7 @@ Lifecycle          start, drain, stop; each request in a task of its own
   Gateway          request id, audit record, body limit
     /v1 /health /ready /metrics    Django with the API's one middleware
     everything else                Django with its usual ones: admin, docs, front page
+  websockets         the board of what runs, for those who are logged in
 """
 
 from __future__ import annotations
@@ -17,26 +18,39 @@ import django
 django.setup(set_prefix=False)
 
 import asyncio
-from collections.abc import Sequence
+import contextvars
+import logging
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext
+from channels.auth import AuthMiddlewareStack
+from channels.layers import get_channel_layer
 from channels.routing import ProtocolTypeRouter
+from channels.security.websocket import AllowedHostsOriginValidator, WebsocketDenier
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 
 from audit.writer import AuditLog
 from codexsite.lifecycle import Lifecycle
 from proxy import runtime
+from proxy.consumers import BoardConsumer
 from proxy.cors import Cors
+from proxy.dbthreads import read
+from proxy.errors import ServerUnavailable
 from proxy.gateway import Gateway, Receive, Scope, Send, is_recorded
-from proxy.models import ApiKey
+from proxy.kills import KillWatch, end_tasks
+from proxy.models import ApiKey, ApprovalRule
+from proxy.relay import Relay
 from proxy.runtime import Runtime
 
+log = logging.getLogger(__name__)
+
 SERVER_PATHS = ("/health", "/ready", "/metrics")
+BOARD_PATH = "/admin/running/live"
 
 
 class ApiHandler(ASGIHandler):
@@ -84,17 +98,44 @@ def note_last_used(rows: Sequence[dict[str, Any]]) -> None:
         ApiKey.objects.filter(pk=key_id).update(last_used_at=when)
 
 
+def websockets() -> Any:  # noqa: ANN401 - an ASGI application
+    """Return the application for websockets: there is one, and any other path is refused."""
+    board = AllowedHostsOriginValidator(AuthMiddlewareStack(BoardConsumer.as_asgi()))
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        chosen = board if scope["path"] == BOARD_PATH else WebsocketDenier()
+        await chosen(scope, receive, send)
+
+    return dispatch
+
+
 class Service:
-    """The audit log and the engines: started together, ended in the other order."""
+    """The audit log, the engines, and who looks after them; ended in the other order."""
 
     def __init__(self, engines: Runtime, *, spool: Path) -> None:
         self.audit_log = AuditLog(spool, settings.INSTANCE_ID, after_commit=note_last_used)
         self.runtime = engines
+        self._relay: Relay | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await asyncio.to_thread(self.audit_log.start)
         runtime.install(self.runtime)
+        self._look_after()
+        await _note_approval_rule()
         await self.runtime.start()
+
+    def _look_after(self) -> None:
+        board = self.runtime.board
+        board.attach(self.audit_log.boot)
+        self._run(KillWatch(board).run())
+        if settings.REDIS_URL:
+            self._relay = Relay(board, get_channel_layer())
+            self._run(self._relay.run())
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.append(task)
 
     def refuse_new(self) -> None:
         self.runtime.refuse_new()
@@ -104,8 +145,19 @@ class Service:
 
     async def stop(self) -> None:
         await self.runtime.aclose()
+        await end_tasks(self._tasks)
+        if self._relay is not None:
+            await self._relay.close()
         runtime.install(None)
         await asyncio.to_thread(self.audit_log.close)
+
+
+async def _note_approval_rule() -> None:
+    """Put on record since when grants need a second person. A database that is away may miss it."""
+    try:
+        await read(ApprovalRule.objects.note, is_needed=settings.GRANTS_NEED_APPROVAL)
+    except ServerUnavailable:
+        log.warning("whether grants need approval could not be put on record")
 
 
 def build(service: Service) -> Lifecycle:
@@ -117,7 +169,7 @@ def build(service: Service) -> Lifecycle:
         trusted_proxies=settings.TRUSTED_PROXIES,
         cors=Cors(settings.CORS_ORIGINS),
     )
-    router = ProtocolTypeRouter({"http": gateway})
+    router = ProtocolTypeRouter({"http": gateway, "websocket": websockets()})
     return Lifecycle(router, service, grace_s=settings.SHUTDOWN_GRACE_S)
 
 

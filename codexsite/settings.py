@@ -5,8 +5,10 @@ Nothing else in the project reads the environment.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ CHILD_LANG = read(env.str, "LANG", "C.UTF-8")
 USER_CODEX_HOME = Path(read(env.str, "CODEX_HOME", "~/.codex")).expanduser()
 MAX_BODY_BYTES = int(read(env.float, "CODEX_PROXY_MAX_BODY_MB", 20.0) * 1_000_000)
 SHUTDOWN_GRACE_S = read(env.float, "CODEX_PROXY_SHUTDOWN_GRACE_SECONDS", 10.0)
+GRANTS_NEED_APPROVAL = read(env.bool, "CODEX_PROXY_GRANTS_NEED_APPROVAL", False)
+REDIS_URL = read(env.str, "CODEX_PROXY_REDIS_URL") or None
 
 
 def _networks(name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -258,7 +262,28 @@ STORAGES = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+def _channel_layer() -> dict[str, Any]:
+    """Return the layer by which several processes of one site tell each other what runs."""
+    if REDIS_URL is None:
+        return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    if not re.match(r"(rediss?|unix)://", REDIS_URL):
+        raise ImproperlyConfigured(
+            "CODEX_PROXY_REDIS_URL: this is no URL such as redis://127.0.0.1:6379/0"
+        )
+    if find_spec("channels_redis") is None:
+        raise ImproperlyConfigured(
+            "CODEX_PROXY_REDIS_URL needs one more package: pip install 'codexsite[redis]'"
+        )
+    # Processes of one site share the secret key, or a login in one would be none in another.
+    site = hashlib.sha256(f"channel layer of {SECRET_KEY}".encode()).hexdigest()[:16]
+    return {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": f"codexsite-{site}"},
+    }
+
+
+CHANNEL_LAYERS = {"default": _channel_layer()}
 
 SESSION_COOKIE_NAME = "codexsite_session"
 CSRF_COOKIE_NAME = "codexsite_csrf"
@@ -320,6 +345,7 @@ UNFOLD = {
             {
                 "title": "What happened",
                 "items": [
+                    _page("Running now", "monitoring", "running", "audit.view_requestrecord"),
                     _page("Requests", "list_alt", "admin:audit_requestrecord_changelist", "audit.view_requestrecord"),
                     _page("Changes", "history", "admin:proxy_changeentry_changelist", "proxy.view_changeentry"),
                 ],
@@ -330,6 +356,7 @@ UNFOLD = {
                     _page("API keys", "key", "admin:proxy_apikey_changelist", "proxy.view_apikey"),
                     _page("Allowed roots", "folder_open", "admin:proxy_allowedroot_changelist", "proxy.view_allowedroot"),
                     _page("Agent grants", "verified_user", "admin:proxy_agentgrant_changelist", "proxy.view_agentgrant"),
+                    _page("Who could write", "calendar_month", "who_could_write", "proxy.view_agentgrant"),
                 ],
             },
             {

@@ -16,7 +16,7 @@ from django.db.models import Model
 from django.http import HttpRequest
 
 from proxy.addresses import client_address
-from proxy.models import AgentGrant, AllowedRoot, ApiKey, ProxySettings
+from proxy.models import AgentGrant, AllowedRoot, ApiKey, KillOrder, ProxySettings
 
 
 def register() -> None:
@@ -24,6 +24,7 @@ def register() -> None:
     _watch(ApiKey, without=("digest", "previous_digest", "last_used_at"), many=("allowed_roots",))
     _watch(AllowedRoot)
     _watch(AgentGrant, many=("roots",))
+    _watch(KillOrder)
     _watch(ProxySettings, many=("allowed_roots",), mask=("proxy", "codex_configs"))
     _watch(User, without=("password", "last_login"), many=("groups", "user_permissions"))
     _watch(Group, many=("permissions",))

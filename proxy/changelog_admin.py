@@ -21,9 +21,9 @@ from django.utils.safestring import SafeString
 
 from audit.filters import Choices, ColumnFilter, DayRangeFilter, PeriodFilter
 from audit.listing import LogAdmin, column
-from proxy.models import AgentGrant, AllowedRoot, ApiKey, ChangeEntry, ProxySettings
+from proxy.models import AgentGrant, AllowedRoot, ApiKey, ChangeEntry, KillOrder, ProxySettings
 
-WATCHED = (ApiKey, AllowedRoot, AgentGrant, ProxySettings, User, Group)
+WATCHED = (ApiKey, AllowedRoot, AgentGrant, KillOrder, ProxySettings, User, Group)
 ACTION_COLOURS = {"created": "success", "changed": "info", "deleted": "danger"}
 ACTIONS = {0: "created", 1: "changed", 2: "deleted", 3: "read"}
 NOTHING = "-"

@@ -72,6 +72,7 @@ async def _whole_text(
 ) -> tuple[str, bool]:
     """Read one attempt to its end: its text, and whether it called tools. Raises its failure."""
     text, settled, has_calls, is_first = "", 0, False, not usages
+    outer.inner = inner
     try:
         async for event in inner:
             match event:

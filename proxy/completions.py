@@ -127,7 +127,9 @@ async def begin(
     caller, options, record = asker.caller, asker.options, context.record
     deadline = asyncio.get_running_loop().time() + options.timeout_seconds
     record.note(asked=asked.summary(), ignored_params=",".join(asked.ignored)[:MAX_NOTED_PARAMS])
+    entry = context.stack.enter_context(runtime.board.entry(record))
     terms = await _admit(runtime, context, asker, asked)
+    entry.refuse_when_killed()
     joined = runtime.joins.find(caller, mark, terms)
     if joined is not None:
         record.note(joined_to=joined.request_id)
@@ -138,6 +140,7 @@ async def begin(
     else:
         feed = _start(runtime, context, asker, asked, terms, deadline)
         runtime.joins.add(caller, mark, Running(record.request_id, mark, terms, feed))
+    entry.run(feed)
     reader = feed.join()
     exchange = Exchange(
         asked=asked,

@@ -34,6 +34,7 @@
           PromptRefused               400     invalid_prompt
         EngineProtocolError           502     engine_protocol_error  we could not understand it
         TurnStopped                   499     turn_stopped           we ended it: the client left
+        TurnKilled                    403     turn_killed            a person of this server's ended it
 
 The status is only data here; `proxy.rendering` alone turns an error into a response. Messages are safe
 to show to a caller: no path, no URL, no key. What only an operator may read goes into the log.
@@ -301,3 +302,14 @@ class TurnStopped(EngineError):
     """We ended the turn ourselves: the client left."""
 
     status, code, outcome = 499, "turn_stopped", "cancelled"
+
+
+class TurnKilled(EngineError):
+    """A person of this server's ended the request; the row says who and why, the caller not."""
+
+    status, code, type, outcome = 403, "turn_killed", "permission_error", "cancelled"
+
+    def __init__(self, message: str, *, killed_by: str, kill_reason: str) -> None:
+        super().__init__(message)
+        self.killed_by = killed_by
+        self.kill_reason = kill_reason

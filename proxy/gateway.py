@@ -18,7 +18,7 @@ from audit.recorder import Record
 from proxy.addresses import client_address
 from proxy.cors import Cors, Headers, Permission
 from proxy.engines.running import Laps
-from proxy.errors import InternalError, ProxyError, RequestTooLarge, TurnStopped
+from proxy.errors import InternalError, ProxyError, RequestTooLarge, TurnKilled, TurnStopped
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class RequestContext:
         self.before_close.clear()
         outcome, error = self._outcome()
         self.record.note(phases=self.laps.ms)
+        if isinstance(error, TurnKilled):
+            self.record.note(killed_by=error.killed_by, kill_reason=error.kill_reason)
         self.record.close(
             outcome,
             self.status,

@@ -17,8 +17,8 @@ from auditlog.models import LogEntry
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
-from django.db import models
-from django.db.models import Q
+from django.db import models, transaction
+from django.db.models import F, Q
 from django.utils import timezone
 
 from proxy.overrides import OverrideRefused, check_override
@@ -31,6 +31,8 @@ LEVELS = [
     ("write", "read and write"),
     ("network", "read and write, with network"),
 ]
+POWER = {level: power for power, (level, _) in enumerate(LEVELS)}
+OWN_GRANT = "Who asked for a grant cannot approve it: that takes a second person."
 
 
 def digest_of(secret: str) -> str:
@@ -71,6 +73,13 @@ class AllowedRoot(models.Model):
 
     def __str__(self) -> str:
         return self.alias
+
+    def save(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Django's own signature
+        """Save; another folder behind the same name was never approved, so approvals are void."""
+        before = AllowedRoot.objects.filter(pk=self.pk).values_list("path", flat=True).first()
+        super().save(*args, **kwargs)
+        if before not in (None, self.path):
+            AgentGrant.objects.void_approvals(self)
 
     def clean(self) -> None:
         path = Path(self.path)
@@ -233,25 +242,48 @@ class ApiKey(models.Model):
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
     @property
+    def is_live_now(self) -> bool:
+        return self.is_live(timezone.now())
+
+    @property
     def state(self) -> str:
         if self.revoked_at is not None:
             return "revoked"
-        return "live" if self.is_live(timezone.now()) else "expired"
+        return "live" if self.is_live_now else "expired"
+
+
+APPROVED_BY_ANOTHER = Q(approved_at__isnull=False, approved_by__isnull=False) & ~Q(
+    approved_by=F("granted_by")
+)
 
 
 class AgentGrantManager(models.Manager["AgentGrant"]):
     def live(self, now: datetime | None = None) -> models.QuerySet[AgentGrant]:
-        """Return the grants in force at `now`."""
+        """Return the grants in force at `now`; where two persons are needed, approved ones only."""
         now = now or timezone.now()
         started = Q(starts_at__lte=now) & (Q(ends_at__isnull=True) | Q(ends_at__gt=now))
-        return self.filter(started, revoked_at__isnull=True)
+        found = self.filter(started, revoked_at__isnull=True)
+        return found.filter(APPROVED_BY_ANOTHER) if settings.GRANTS_NEED_APPROVAL else found
 
     def covering(self, key: ApiKey, folder: str) -> AgentGrant | None:
-        """Return a live grant that lets this key use agent mode in the folder of this real path."""
-        for grant in self.live().filter(key=key).prefetch_related("roots").order_by("id"):
-            if any(is_inside(folder, os.path.realpath(root.path)) for root in grant.roots.all()):
-                return grant
-        return None
+        """Return the live grant under which this key uses agent mode in the folder (a real path).
+
+        Of several the one of the highest level counts: a grant is given to be used.
+        """
+        grants = [
+            grant
+            for grant in self.live().filter(key=key).prefetch_related("roots").order_by("id")
+            if any(is_inside(folder, os.path.realpath(root.path)) for root in grant.roots.all())
+        ]
+        return max(grants, key=lambda grant: POWER.get(grant.level, -1), default=None)
+
+    def void_approvals(self, root: AllowedRoot) -> None:
+        """Ask for approval again where the root of a grant that is not over has become another."""
+        now = timezone.now()
+        is_open = Q(revoked_at=None) & (Q(ends_at=None) | Q(ends_at__gt=now))
+        for grant in self.filter(is_open, roots=root, approved_at__isnull=False):
+            grant.void_approval()
+            grant.save(update_fields=["approved_by", "approved_at"])
 
 
 class AgentGrant(models.Model):
@@ -305,6 +337,18 @@ class AgentGrant(models.Model):
     class Meta:
         ordering: ClassVar = ["-id"]
         verbose_name = "agent grant"
+        permissions: ClassVar = [
+            ("approve_agentgrant", "Can approve agent grant"),
+            ("revoke_agentgrant", "Can revoke agent grant"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(approved_by=None)
+                | Q(granted_by=None)
+                | ~Q(approved_by=F("granted_by")),
+                name="approved_by_another",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"grant {self.pk} for {self.key.name}"
@@ -317,16 +361,135 @@ class AgentGrant(models.Model):
     def revoke(self, by: Any = None) -> None:  # noqa: ANN401 - the user model is a setting
         """End the grant from the next request on."""
         self.revoked_at, self.revoked_by = timezone.now(), by
-        self.save()
+        # These columns alone: what somebody else changes at this moment stays.
+        self.save(update_fields=["revoked_at", "revoked_by"])
+
+    def approve(self, by: Any) -> None:  # noqa: ANN401 - the user model is a setting
+        """Let the grant count where two persons are needed. Raises `ValidationError` for the asker."""
+        if self.granted_by_id == by.pk:
+            raise ValidationError(OWN_GRANT)
+        self.approved_at, self.approved_by = timezone.now(), by
+        self.save(update_fields=["approved_at", "approved_by"])
+
+    def void_approval(self) -> None:
+        self.approved_at = self.approved_by = None
+
+    def ends_later(self, until: datetime | None) -> bool:
+        """Return whether this end would be later than the present one; None is never."""
+        return self.ends_at is not None and (until is None or until > self.ends_at)
+
+    def move_end(self, until: datetime | None) -> None:
+        """Move the end. A later one is more than anybody approved, so an approval is void then."""
+        if self.ends_later(until):
+            self.void_approval()
+        self.ends_at = until
+        self.save(update_fields=["ends_at", "approved_at", "approved_by"])
+
+    def extend(self, until: datetime, by: Any) -> AgentGrant:  # noqa: ANN401 - see `revoke`
+        """Let it go on until then, and return the grant that says so.
+
+        It is this one with its end moved; where grants need approval it is a new one that begins
+        where this one ends, so that what was approved stays as it was approved.
+        """
+        if not settings.GRANTS_NEED_APPROVAL:
+            self.move_end(until)
+            return self
+        with transaction.atomic():
+            following = AgentGrant.objects.create(
+                key=self.key,
+                level=self.level,
+                reads_agents_md=self.reads_agents_md,
+                reason=f"{self.reason[:260]} (extends grant {self.pk})",
+                granted_by=by,
+                starts_at=self.ends_at or timezone.now(),
+                ends_at=until,
+            )
+            following.roots.set(self.roots.all())
+        return following
+
+    @property
+    def needs_approval(self) -> bool:
+        """Whether it does not count, because nobody has approved it and somebody must."""
+        has_it = self.approved_at is not None and self.approved_by_id not in (
+            None,
+            self.granted_by_id,
+        )
+        return bool(settings.GRANTS_NEED_APPROVAL) and not has_it
 
     @property
     def state(self) -> str:
         now = timezone.now()
         if self.revoked_at is not None:
             return "revoked"
-        if now < self.starts_at:
-            return "not yet"
-        return "over" if self.ends_at is not None and now >= self.ends_at else "live"
+        if self.ends_at is not None and now >= self.ends_at:
+            return "over"
+        if self.needs_approval:
+            return "awaiting approval"
+        return "not yet" if now < self.starts_at else "live"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it counts now, or still may one day."""
+        return self.state not in ("revoked", "over")
+
+
+class ApprovalRuleManager(models.Manager["ApprovalRule"]):
+    def note(self, *, is_needed: bool) -> None:
+        """Put on record what the setting says, where it is not what it said before."""
+        newest = self.order_by("-since", "-id").first()
+        if (newest.is_needed if newest else False) != is_needed:
+            self.create(is_needed=is_needed)
+
+    def was_needed_at(self, moment: datetime) -> bool:
+        newest = self.filter(since__lte=moment).order_by("-since", "-id").first()
+        return newest.is_needed if newest else False
+
+
+class ApprovalRule(models.Model):
+    """Since when grants (do not) need a second person.
+
+    The rule is a setting of the environment, which has no history; each server notes it at its
+    start, so that what counted on a day in the past can be told.
+    """
+
+    since = models.DateTimeField(default=timezone.now)
+    is_needed = models.BooleanField()
+
+    objects: ClassVar[ApprovalRuleManager] = ApprovalRuleManager()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{'needed' if self.is_needed else 'not needed'} since {self.since}"
+
+
+class KillOrder(models.Model):
+    """The order to end what runs: one request, or all that runs under a revoked key or grant.
+
+    Each server looks at the orders for what runs in it, so it does not matter which one a request
+    is in. What was carried out is in the request's own row.
+    """
+
+    request_id = models.UUIDField(null=True, db_index=True)
+    key_id = models.BigIntegerField(null=True, db_index=True)
+    grant_id = models.BigIntegerField(null=True, db_index=True)
+    ordered_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+    reason = models.CharField(max_length=300)
+    ordered_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name = "kill order"
+        default_permissions = ()
+        permissions: ClassVar = [("kill_request", "Can kill a running request")]
+
+    def __str__(self) -> str:
+        if self.request_id is not None:
+            return f"end request {self.request_id}"
+        what = f"key {self.key_id}" if self.key_id is not None else f"grant {self.grant_id}"
+        return f"end what runs under {what}"
 
 
 def check_overrides(value: object) -> None:

@@ -20,6 +20,7 @@ from proxy.errors import (
     KeyRejected,
     MethodNotAllowed,
     ProxyError,
+    TurnKilled,
     UnknownUrl,
 )
 from proxy.gateway import context_of
@@ -45,7 +46,7 @@ def error_response(request: HttpRequest, error: ProxyError) -> HttpResponse:
         log.warning("request %s: %s %s", request_id, error.status, error.code)
     if error.retry_after_s is not None:
         response["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, EngineTimeout):
+    if isinstance(error, EngineTimeout | TurnKilled):
         response["X-Should-Retry"] = "false"  # or SDKs start the same long turn again, twice
     return response
 

@@ -27,6 +27,7 @@ import orjson
 from django.conf import settings
 
 from proxy import policy
+from proxy.board import Board
 from proxy.dbthreads import read
 from proxy.demo import DemoProvider
 from proxy.demo import overrides as demo_overrides
@@ -104,6 +105,7 @@ class Runtime:
         self._paces: defaultdict[int, Pace] = defaultdict(lambda: Pace(GUESS_OF_A_KEY_S))
         self._log_level = ""
         self.joins = Joins()
+        self.board = Board()
         self._demo: DemoProvider | None = None
         self._is_closing = False
         self.notice: str | None = None
@@ -447,3 +449,14 @@ def current() -> Runtime:
 def last_notice() -> str | None:
     """Return what keeps Codex from answering, as this process saw it last; for the admin's pages."""
     return _current.notice if _current else None
+
+
+def find_board() -> Board | None:
+    """Return the board of this process, where it serves."""
+    return _current.board if _current else None
+
+
+def announce_orders() -> None:
+    """Have the orders to kill looked at now, where this process serves. Safe from any thread."""
+    if _current is not None:
+        _current.board.announce_orders()

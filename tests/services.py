@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import psycopg
 import pytest
+import redis
 
 _POSTGRES_USERS = ("postgres", os.environ.get("USER", "root"))
 
@@ -26,6 +27,17 @@ def require_postgres() -> str:
             continue
         return url
     _missing("PostgreSQL does not answer on 127.0.0.1:5432 without a password")
+
+
+def require_redis() -> str:
+    """Return the URL of a Redis server on this machine."""
+    url = "redis://127.0.0.1:6379/0"
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=5) as client:
+            client.ping()
+    except redis.RedisError:
+        _missing("Redis does not answer on 127.0.0.1:6379 without a password")
+    return url
 
 
 def require_chromium() -> str:

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from django import forms
 from django.contrib.auth.models import User
 from django.contrib.contenttypes.models import ContentType
+from django.core.exceptions import PermissionDenied
 from django.db.models import ForeignKey, JSONField, ManyToManyField, Model, TextField
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -21,14 +22,18 @@ from unfold.decorators import action
 from unfold.enums import ActionVariant
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
+from proxy.consumers import KILL
 from proxy.forms import LinesField
-from proxy.models import AllowedRoot, ApiKey
+from proxy.grant_forms import RevokeForm
+from proxy.kills import running_under
+from proxy.models import AgentGrant, AllowedRoot, ApiKey
 
 STATE_COLOURS = {
     "live": "success",
     "expired": "warning",
     "over": "warning",
     "not yet": "info",
+    "awaiting approval": "warning",
     "revoked": "danger",
 }
 UNKNOWN = "-"
@@ -104,6 +109,19 @@ class PolicyAdmin(ModelAdmin):  # type: ignore[misc] # unfold has no types
     def may_change(self, request: HttpRequest) -> bool:
         allowed: bool = self.has_change_permission(request)
         return allowed
+
+    def revoking(
+        self, request: HttpRequest, obj: ApiKey | AgentGrant
+    ) -> tuple[RevokeForm | None, bool]:
+        """Return the form of a revocation (None where who revokes may not kill), and what it says.
+
+        Raises `PermissionDenied` where a kill is asked for by one who may not order it.
+        """
+        may_kill = request.user.has_perm(KILL)
+        asks = request.method == "POST" and "kill" in request.POST
+        if asks and not may_kill:
+            raise PermissionDenied
+        return RevokeForm(running_under(obj)) if may_kill else None, asks
 
     def confirm(
         self, request: HttpRequest, obj: Model, template: str, title: str, **context: object

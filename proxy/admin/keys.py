@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils import timezone
 from unfold.contrib.filters.admin import (
     ChoicesDropdownFilter,
@@ -26,8 +28,11 @@ from proxy.admin.base import (
     links,
     list_url,
 )
+from proxy.admin.grants import say_what_came_of
 from proxy.forms import ApiKeyForm, RotateForm
-from proxy.models import ApiKey
+from proxy.grant_forms import GiveGrantForm
+from proxy.kills import kill_under
+from proxy.models import AgentGrant, ApiKey
 
 
 class StateFilter(DropdownFilter):  # type: ignore[misc] # unfold has no types
@@ -71,7 +76,7 @@ class ApiKeyAdmin(PolicyAdmin):
         "allowed_roots", "default_root", "engine", "models_allowed", "max_concurrency",
         "max_queued", "agent_by_default", "is_strict",
     )  # fmt: skip
-    actions_detail = ("rotate", "revoke")
+    actions_detail = ("give_grant", "rotate", "revoke")
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> list[Any]:
         policy = ("What it may do", {"fields": self.fields_of_policy})
@@ -137,18 +142,45 @@ class ApiKeyAdmin(PolicyAdmin):
     @button("Revoke", icon="block", permission="live_key", variant=ActionVariant.DANGER)
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
         key = ApiKey.objects.get(pk=object_id)
+        form, kills = self.revoking(request, key)
         if request.method == "POST":
             key.revoke(by=request.user)
             self.log_change(request, key, "Revoked.")
             messages.success(request, f"{key} is revoked: its next request gets 401.")
+            if kills:
+                kill_under(key, by=request.user, reason="The key was revoked.")
+                messages.success(request, "What runs under it is being ended.")
             return HttpResponseRedirect(change_url(key))
         return self.confirm(
             request,
             key,
             "proxy/revoke.html",
             "Revoke this key",
+            form=form,
             consequence="From the next request on it opens nothing, for good. Its requests and "
             "grants stay on record.",
+        )
+
+    def has_give_permission(self, request: HttpRequest, object_id: str = "") -> bool:
+        key = ApiKey.objects.filter(pk=object_id).first()
+        return request.user.has_perm("proxy.add_agentgrant") and key is not None and key.is_live_now
+
+    @button("Give agent grant", icon="verified_user", permission="give")
+    def give_grant(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        key = ApiKey.objects.get(pk=object_id)
+        form = GiveGrantForm(key, request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            grant = form.give(request.user)
+            say_what_came_of(request, grant)
+            return HttpResponseRedirect(change_url(grant))
+        return self.confirm(
+            request,
+            key,
+            "proxy/give_grant.html",
+            "Give an agent grant",
+            form=form,
+            live_grants=AgentGrant.objects.live().filter(key=key).prefetch_related("roots"),
+            needs_approval=settings.GRANTS_NEED_APPROVAL,
         )
 
     @column("state", colours=STATE_COLOURS)
@@ -176,4 +208,5 @@ class ApiKeyAdmin(PolicyAdmin):
         return links(
             ("its requests", list_url("audit_requestrecord", key_id=key.pk)),
             ("its agent grants", list_url("proxy_agentgrant", key__id__exact=key.pk)),
+            ("where it could write and when", f"{reverse('who_could_write')}?key={key.pk}"),
         )

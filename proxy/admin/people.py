@@ -26,4 +26,5 @@ class UserAdmin(DjangoUserAdmin, PolicyAdmin):  # type: ignore[misc,type-arg] # 
 
 @admin.register(Group)
 class GroupAdmin(DjangoGroupAdmin, PolicyAdmin):  # type: ignore[misc] # unfold has no types
-    """Roles: `Auditor` reads everything, `Operator` manages keys, roots, grants and settings."""
+    """Roles: `Auditor` reads everything, `Operator` manages keys, roots and settings
+    and ends what runs, `Administrator` gives and approves grants as well."""

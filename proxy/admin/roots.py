@@ -18,6 +18,14 @@ class AllowedRootAdmin(PolicyAdmin):
     search_fields = ("alias", "path")
     fields = ("alias", "path", "description")
 
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: AllowedRoot | None = None
+    ) -> tuple[str, ...]:
+        """Another folder under a grant is another grant: for those who may give one."""
+        if obj is None or request.user.has_perm("proxy.change_agentgrant"):
+            return ()
+        return ("path",) if any(grant.is_open for grant in obj.grants.all()) else ()
+
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """Let a root go only while nothing names it.
 

@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from proxy.engines.base import (
+    CommandStarted,
     Completed,
     Event,
     Failed,
+    FileChange,
     TextDelta,
     Turn,
     TurnStarted,
@@ -82,6 +84,9 @@ class RunningTurn:
         self.usage: Usage | None = None
         self.has_produced = False
         """Whether the model has been heard of: words, thoughts, calls, actions."""
+        self.action_count = 0
+        self.inner: RunningTurn | None = None
+        """The turn that works for this one now, where one does."""
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
@@ -107,6 +112,8 @@ class RunningTurn:
         self._time(event)
         if isinstance(event, UsageReported):
             self.usage = event.usage
+        elif isinstance(event, CommandStarted | FileChange):
+            self.action_count += 1
         self._ended = isinstance(event, Completed | Failed)
         if not isinstance(event, TurnStarted | UsageReported):
             self.has_produced = True

@@ -45,6 +45,11 @@ def operator(db: None) -> Client:
 
 
 @pytest.fixture
+def administrator(db: None) -> Client:
+    return logged_in(_member("ada", "Administrator"))
+
+
+@pytest.fixture
 def root(db: None, tmp_path_factory: pytest.TempPathFactory) -> AllowedRoot:
     return AllowedRoot.objects.create(alias="shop", path=str(tmp_path_factory.mktemp("shop")))
 

@@ -19,13 +19,14 @@ NO_END = {"ends_at_0": "", "ends_at_1": ""}
 def test_a_grant_is_signed_by_who_gives_it(
     client: Client, boss: User, key: ApiKey, root: AllowedRoot
 ):
-    data = {"key": key.pk, "roots": [root.pk], "reason": "upgrades", **NOW, **NO_END}
+    data = {"key": key.pk, "roots": [root.pk], "reason": "upgrades", "level": "read", **NOW, **NO_END}
 
     response = client.post("/admin/proxy/agentgrant/add/", data)
 
     assert response.status_code == 302
     grant = AgentGrant.objects.get()
     assert (grant.granted_by, grant.state, list(grant.roots.all())) == (boss, "live", [root])
+    assert grant.level == "read"
 
 
 def test_only_the_end_of_a_given_grant_can_be_moved(client: Client, grant: AgentGrant):
@@ -67,7 +68,7 @@ def test_a_revoked_grant_can_no_longer_be_changed(client: Client, grant: AgentGr
 
 def test_a_grant_without_effect_says_so(client: Client, key: ApiKey, tmp_path: Any):
     other = AllowedRoot.objects.create(alias="docs", path=str(tmp_path))
-    data = {"key": key.pk, "roots": [other.pk], "reason": "x", **NOW, **NO_END}
+    data = {"key": key.pk, "roots": [other.pk], "reason": "x", "level": "write", **NOW, **NO_END}
 
     response = client.post("/admin/proxy/agentgrant/add/", data, follow=True)
 

@@ -1,4 +1,4 @@
-"""An auditor reads everything and writes nothing; an operator manages; nobody deletes."""
+"""An auditor reads, an operator manages and kills, an administrator grants; nobody deletes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ def test_an_auditor_changes_nothing(auditor: Client, grant: AgentGrant, pages: l
         "/admin/proxy/agentgrant/add/",
         f"/admin/proxy/apikey/{key.pk}/rotate/",
         f"/admin/proxy/apikey/{key.pk}/revoke/",
+        f"/admin/proxy/apikey/{key.pk}/give_grant/",
         f"/admin/proxy/agentgrant/{grant.pk}/revoke/",
+        f"/admin/proxy/agentgrant/{grant.pk}/approve/",
+        f"/admin/proxy/agentgrant/{grant.pk}/extend/",
+        f"/admin/running/{uuid.uuid4()}/kill/",
     ]
 
     for page in writes:
@@ -75,12 +79,15 @@ def test_an_auditor_sees_no_buttons_that_would_be_refused(auditor: Client, key: 
     assert 'name="_save"' not in text
 
 
-def test_an_operator_manages_the_policy(operator: Client, grant: AgentGrant):
-    for page in ("apikey/add", "allowedroot/add", "agentgrant/add", "proxysettings/1/change"):
+def test_an_operator_manages_the_policy_and_revokes_but_does_not_grant(operator: Client, grant: AgentGrant):
+    for page in ("apikey/add", "allowedroot/add", "proxysettings/1/change"):
         response = operator.get(f"/admin/proxy/{page}/")
         assert 'name="_save"' in response.content.decode(), page
     assert operator.post(f"/admin/proxy/agentgrant/{grant.pk}/revoke/").status_code == 302
     assert operator.get("/admin/auth/user/").status_code == 403
+    for page in ("agentgrant/add", f"apikey/{grant.key.pk}/give_grant"):
+        assert operator.get(f"/admin/proxy/{page}/").status_code == 403
+        assert operator.post(f"/admin/proxy/{page}/", {"reason": "x"}).status_code == 403
 
 
 @pytest.mark.parametrize("model", KEPT)
