@@ -150,7 +150,7 @@ class RequestRecordAdmin(LogAdmin):
     list_before_template = "audit/list_before.html"
     list_fullwidth = True
     fieldsets = (
-        (None, {"fields": ("outcome_label", "status", "error", "created_at", "request_id")}),
+        (None, {"fields": ("outcome_label", "killed", "status", "error", "created_at", "request_id")}),
         ("Where the time went", {"fields": ("bar", "total", "first_token", "engine_time")}),
         ("Who", {"fields": ("key_link", "key_owner", "client_address", "user_agent")}),
         (
@@ -256,6 +256,10 @@ class RequestRecordAdmin(LogAdmin):
     @column("error")
     def error(self, record: RequestRecord) -> str | None:
         return ": ".join(filter(None, (record.error_code, record.error_message))) or None
+
+    @column("killed")
+    def killed(self, record: RequestRecord) -> str | None:
+        return f"by {record.killed_by}: {record.kill_reason}" if record.killed_by else None
 
     @column("asked for")
     def asked_details(self, record: RequestRecord) -> str | None:

@@ -63,7 +63,7 @@ def _zone() -> str:
 class _RootsField(forms.ModelMultipleChoiceField):  # type: ignore[type-arg] # generic in stubs only
     widget = UnfoldAdminCheckboxSelectMultipleWidget
 
-    def label_from_instance(self, root: AllowedRoot) -> str:  # type: ignore[override] # any model
+    def label_from_instance(self, root: AllowedRoot) -> str:
         return f"{root.alias} ({root.path})"
 
 

@@ -5,12 +5,12 @@ Only the layout is here; what was in force when comes from `history`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from django.utils import timezone
 
-from proxy.history import GrantHistory, Span, shown, spans_of
+from proxy.history import GrantHistory, RootThen, Span, shown, spans_of
 from proxy.models import AgentGrant, ApiKey
 
 MOST_GRANTS = 500
@@ -61,15 +61,25 @@ class Lane:
     rows: list[list[Bar]] = field(default_factory=list)
 
     @property
-    def bars(self) -> list[Bar]:
-        return sorted((bar for row in self.rows for bar in row), key=lambda bar: bar.since)
+    def told(self) -> list[Bar]:
+        """Return the bars for a table, where one that goes on after now is one line."""
+        lines: list[Bar] = []
+        for bar in (bar for row in self.rows for bar in row):
+            last = lines[-1] if lines else None
+            goes_on = last is not None and (last.grant, last.until) == (bar.grant, bar.since)
+            if last is not None and goes_on and (last.state, bar.state) == ("live", "planned"):
+                lines[-1] = replace(last, until=bar.until)
+            else:
+                lines.append(bar)
+        return sorted(lines, key=lambda bar: bar.since)
 
-    def add(self, bar: Bar) -> None:
+    def add(self, bars: list[Bar]) -> None:
+        """Add the bars of one grant, which stay in one row."""
         for row in self.rows:
-            if row[-1].left + row[-1].width <= bar.left:
-                row.append(bar)
+            if row[-1].left + row[-1].width <= bars[0].left:
+                row.extend(bars)
                 return
-        self.rows.append([bar])
+        self.rows.append(bars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +122,24 @@ def draw(period: Period, *, key_id: int | None = None, root_id: int | None = Non
 def _lanes(period: Period, grants: list[AgentGrant], root_id: int | None) -> list[Lane]:
     history = GrantHistory(grants)
     lanes: dict[tuple[int, int], Lane] = {}
-    spans = [span for grant in grants for span in spans_of(grant, history)]
-    for span in sorted(spans, key=lambda span: span.since):
-        if span.since >= period.until or (span.until and span.until <= period.since):
-            continue
-        for root in span.roots:
-            if root_id not in (None, root.pk):
-                continue
-            lane = lanes.setdefault(
-                (span.grant.key_id, root.pk), Lane(span.grant.key, root.alias, root.path)
-            )
-            lane.add(_bar(period, span))
+    for grant in sorted(grants, key=lambda grant: grant.starts_at):
+        spans = [span for span in spans_of(grant, history) if _is_in(period, span)]
+        roots = {root.pk: root for span in spans for root in span.roots}
+        for root in roots.values():
+            if root_id in (None, root.pk):
+                lane = lanes.setdefault(
+                    (grant.key_id, root.pk), Lane(grant.key, root.alias, root.path)
+                )
+                lane.add([_bar(period, span) for span in spans if _is_of(root, span)])
     return sorted(lanes.values(), key=lambda lane: (lane.key.name.lower(), lane.alias))
+
+
+def _is_in(period: Period, span: Span) -> bool:
+    return span.since < period.until and (span.until is None or span.until > period.since)
+
+
+def _is_of(root: RootThen, span: Span) -> bool:
+    return any(other.pk == root.pk for other in span.roots)
 
 
 def _bar(period: Period, span: Span) -> Bar:

@@ -19,7 +19,14 @@ NO_END = {"ends_at_0": "", "ends_at_1": ""}
 def test_a_grant_is_signed_by_who_gives_it(
     client: Client, boss: User, key: ApiKey, root: AllowedRoot
 ):
-    data = {"key": key.pk, "roots": [root.pk], "reason": "upgrades", "level": "read", **NOW, **NO_END}
+    data = {
+        "key": key.pk,
+        "roots": [root.pk],
+        "reason": "upgrades",
+        "level": "read",
+        **NOW,
+        **NO_END,
+    }
 
     response = client.post("/admin/proxy/agentgrant/add/", data)
 

@@ -79,7 +79,9 @@ def test_an_auditor_sees_no_buttons_that_would_be_refused(auditor: Client, key: 
     assert 'name="_save"' not in text
 
 
-def test_an_operator_manages_the_policy_and_revokes_but_does_not_grant(operator: Client, grant: AgentGrant):
+def test_an_operator_manages_the_policy_and_revokes_but_does_not_grant(
+    operator: Client, grant: AgentGrant
+):
     for page in ("apikey/add", "allowedroot/add", "proxysettings/1/change"):
         response = operator.get(f"/admin/proxy/{page}/")
         assert 'name="_save"' in response.content.decode(), page
