@@ -66,10 +66,10 @@ class Lifecycle:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
+        await asyncio.shield(self._ensure_started())
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await asyncio.shield(self._ensure_started())
         await self._supervise(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
