@@ -16,9 +16,11 @@ from typing import Any
 
 import openai
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.processes import PROJECT, WAIT_S, Serving, environment
 from tests.provider import ScriptedProvider
+from tests.services import require_chromium
 
 E2E = Path(__file__).parent
 
@@ -202,3 +204,48 @@ def wait_until(is_so: Callable[[], bool], bound_s: float = WAIT_S) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+# --- A browser -------------------------------------------------------------------------------
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = require_chromium()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@contextlib.contextmanager
+def logged_in(
+    browser: Browser, site: LiveSite, url: str | None = None, who: str = "admin"
+) -> Iterator[Page]:
+    """A page of somebody who has logged in; everybody but the first admin has "secret"."""
+    url = url or site.url
+    password = "secret"
+    if who == "admin":
+        password = site.server.find(r"password \(shown once\): (\S+)")
+    context = browser.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    page.goto(f"{url}/admin/")
+    page.fill("input[name=username]", who)
+    page.fill("input[name=password]", password)
+    page.click("button[type=submit]")
+    page.wait_for_url(f"{url}/admin/")
+    try:
+        yield page
+    finally:
+        context.close()

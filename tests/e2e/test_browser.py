@@ -8,45 +8,16 @@ from pathlib import Path
 
 import openai
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import LiveSite
-from tests.services import require_chromium
-
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = require_chromium()
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield chromium
-        chromium.close()
+from tests.e2e.conftest import LiveSite, logged_in
 
 
 @pytest.fixture
 def page(browser: Browser, demo: LiveSite) -> Iterator[Page]:
     """A page of a logged-in admin."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    password = demo.server.find(r"password \(shown once\): (\S+)")
-    page.goto(f"{demo.url}/admin/")
-    page.fill("input[name=username]", "admin")
-    page.fill("input[name=password]", password)
-    page.click("button[type=submit]")
-    page.wait_for_url(f"{demo.url}/admin/")
-    yield page
-    context.close()
+    with logged_in(browser, demo) as page:
+        yield page
 
 
 def save(page: Page) -> None:

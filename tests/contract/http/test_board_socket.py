@@ -126,7 +126,9 @@ async def test_who_logs_out_no_longer_sees(
     async with watching(site, cookie) as (socket, accepted):
         assert accepted
         await next_rows(socket)
-        await site.database(lambda: User.objects.filter(username="u-Auditor").update(is_active=False))
+        await site.database(
+            lambda: User.objects.filter(username="u-Auditor").update(is_active=False)
+        )
         while (message := await socket.receive_output(timeout=5))["type"] != "websocket.close":
             pass
         assert message["code"] == 4403
