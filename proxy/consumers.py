@@ -86,7 +86,8 @@ class BoardConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # channels ha
                     await self.close(FORBIDDEN)
                     return
                 looks += 1
-                message = {"rows": await all_rows(board), "at": timezone.now()}
+                rows = await all_rows(board)
+                message = {"rows": rows, "is_cut": len(rows) >= SHOWN}
                 await self.send(text_data=orjson.dumps(message).decode())
                 await asyncio.sleep(EVERY_S)
 

@@ -9,11 +9,11 @@ from django.contrib.auth.decorators import permission_required
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
-from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_safe
 
 from audit.models import Outcome, RequestRecord
 from proxy import runtime
+from proxy.board import SHOWN
 from proxy.consumers import KILL, SEE, stored_rows, with_links
 from proxy.grant_forms import KillForm
 from proxy.kills import kill_request
@@ -34,7 +34,7 @@ def board(request: HttpRequest) -> HttpResponse:
             **admin.site.each_context(request),
             "title": "Running now",
             "may_kill": request.user.has_perm(KILL),
-            "first": {"rows": [with_links(row) for row in rows], "at": timezone.now()},
+            "first": {"rows": [with_links(row) for row in rows[:SHOWN]]},
             "is_fullwidth": "1",
         },
     )

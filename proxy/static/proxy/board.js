@@ -112,9 +112,11 @@
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
     const socket = new WebSocket(`${scheme}//${location.host}${board.dataset.socket}`);
     socket.addEventListener("message", (event) => {
-      show(JSON.parse(event.data));
+      const message = JSON.parse(event.data);
+      show(message);
       const count = lines.size;
-      say(`Live: ${count} ${count === 1 ? "request runs" : "requests run"}`, "is-live");
+      const what = count === 1 ? "request runs" : "requests run";
+      say(message.is_cut ? `Live: more than can be shown; here are ${count}` : `Live: ${count} ${what}`, "is-live");
     });
     socket.addEventListener("close", (event) => {
       say(event.code === 4403 ? "You may no longer see this." : "Not live: connecting again…", "is-off");
