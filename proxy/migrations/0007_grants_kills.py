@@ -37,7 +37,7 @@ def permission(apps, wanted):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("proxy", "0006_policy_version"),
+        ("proxy", "0006_queue_of_a_key"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

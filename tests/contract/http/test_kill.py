@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from proxy.engines.base import CommandStarted, Completed, TextDelta, Usage, UsageReported
-from proxy.engines.scripted import ScriptedEngine
+from proxy.engines.gate import Gate
 from proxy.kills import kill_request, kill_under, running_under
 from proxy.models import AgentGrant, KillOrder
 from tests.asgi import Exchange, question
@@ -82,24 +82,22 @@ async def test_a_stream_ends_with_one_clean_error(site: Any) -> None:
     assert (row.http_status, row.killed_by, row.kill_reason) == (200, "ada", WHY)
 
 
-class Queued(ScriptedEngine):
-    """An engine whose turns wait for a place that never comes."""
+async def test_a_request_in_the_queue_is_ended_and_leaves_it(site: Any) -> None:
+    go_on = asyncio.Event()
+    site.engine.gate = Gate(capacity=1, max_queue=5, queue_timeout_s=30.0)
+    site.engine.script = [go_on, TextDelta("fine")]
+    first = opened(site)
+    await begun(site)
+    second = opened(site)
+    await until(lambda: len(running(site)) == 2 and site.engine.gate.waiting == 1)
+    assert [row["phase"] for row in running(site)] == ["waiting for the model", "in the queue"]
 
-    async def _play(self, script: Any, running: Any) -> None:
-        self.waits = True
-        await asyncio.Event().wait()
+    await kill(site, UUID(running(site)[1]["request_id"]))
 
-
-async def test_a_request_in_the_queue_is_ended(site: Any) -> None:
-    queued = Queued()
-    site.builders["app-server"] = lambda _: queued
-    answer = opened(site)
-    await until(lambda: queued.turns and running(site))
-    assert running(site)[0]["phase"] == "in the queue"
-
-    await kill(site, UUID(running(site)[0]["request_id"]))
-
-    await killed(site, await (await answer.start()).finish())
+    await killed(site, await (await second.start()).finish())
+    assert site.engine.gate.waiting == 0
+    go_on.set()
+    assert (await (await first.start()).finish()).status == 200
 
 
 async def test_a_request_that_is_being_admitted_never_starts(site: Any) -> None:
