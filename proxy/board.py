@@ -48,7 +48,9 @@ class OnRecord(Protocol):
     """What the board needs of a request's record."""
 
     request_id: UUID
-    fields: Mapping[str, Any]
+
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
 
 
 class Entry:

@@ -10,6 +10,7 @@ from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.db.models import ForeignKey, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
@@ -149,12 +150,11 @@ class AgentGrantAdmin(PolicyAdmin):
     def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:
         grant = AgentGrant.objects.get(pk=object_id)
         if request.method == "POST":
-            if request.POST.get("seen") == _what_is_asked(grant):
-                grant.approve(by=request.user)
+            if self._approve_as_seen(request, grant.pk):
                 self.log_change(request, grant, "Approved.")
-                messages.success(request, f"The grant is approved and {_effect(grant)}.")
                 return HttpResponseRedirect(change_url(grant))
             messages.error(request, "The grant has changed since you saw it: look once more.")
+            grant.refresh_from_db()
         return self.confirm(
             request,
             grant,
@@ -163,6 +163,18 @@ class AgentGrantAdmin(PolicyAdmin):
             seen=_what_is_asked(grant),
             needs_approval=settings.GRANTS_NEED_APPROVAL,
         )
+
+    @staticmethod
+    def _approve_as_seen(request: HttpRequest, pk: int) -> bool:
+        """Approve the grant if it still is what was shown, and tell so; its roots stay till then."""
+        with transaction.atomic():
+            grant = AgentGrant.objects.select_for_update().get(pk=pk)
+            list(grant.roots.select_for_update(of=("self",)))
+            if request.POST.get("seen") != _what_is_asked(grant):
+                return False
+            grant.approve(by=request.user)
+        messages.success(request, f"The grant is approved and {_effect(grant)}.")
+        return True
 
     # Extending.
 

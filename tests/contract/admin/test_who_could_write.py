@@ -227,7 +227,11 @@ def test_the_server_s_own_data_was_never_open(story: Story, settings: Any):
 
 
 def test_the_page_answers_and_draws(auditor: Client, story: Story):
-    question = {"ask_key": story.key.pk, "place": "shop", "moment": f"{ago(30):%Y-%m-%dT%H:%M}"}
+    question: Any = {
+        "ask_key": story.key.pk,
+        "place": "shop",
+        "moment": f"{ago(30):%Y-%m-%dT%H:%M}",
+    }
 
     page = auditor.get(PAGE, question)
 
