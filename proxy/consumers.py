@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,13 +21,15 @@ from proxy.board import COLUMNS, SHOWN, Board, Row
 from proxy.dbthreads import read
 from proxy.errors import ServerUnavailable
 
+log = logging.getLogger(__name__)
+
 EVERY_S = 0.5
 CHECK_EVERY = 10
 """Looks between two checks that the watcher may still look."""
 
 SEE = "audit.view_requestrecord"
 KILL = "proxy.kill_request"
-TRY_LATER = 1013
+TRY_LATER, FAILED = 1013, 1011
 FORBIDDEN = 4403
 
 
@@ -39,7 +42,8 @@ def is_own_page(origin: str, host: str) -> bool:
 
     Cookies know no ports, and so a page of another server on the same host would bring ours.
     """
-    return urlsplit(origin).netloc == host or origin in settings.CSRF_TRUSTED_ORIGINS
+    is_same = bool(host) and urlsplit(origin).netloc == host
+    return is_same or origin in settings.CSRF_TRUSTED_ORIGINS
 
 
 class BoardConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # channels has no types
@@ -79,17 +83,18 @@ class BoardConsumer(AsyncWebsocketConsumer):  # type: ignore[misc] # channels ha
 
     async def _show(self, board: Board, user_id: int) -> None:
         """Send what runs until nobody looks any more, or the watcher no longer may."""
-        looks = 0
-        with board.watcher():
-            while True:
-                if looks % CHECK_EVERY == 0 and not await self._may_still(user_id):
-                    await self.close(FORBIDDEN)
-                    return
-                looks += 1
-                rows = await all_rows(board)
-                message = {"rows": rows, "is_cut": len(rows) >= SHOWN}
-                await self.send(text_data=orjson.dumps(message).decode())
-                await asyncio.sleep(EVERY_S)
+        try:
+            with board.watcher():
+                while await self._may_still(user_id):
+                    for _ in range(CHECK_EVERY):
+                        rows = await all_rows(board)
+                        message = {"rows": rows, "is_cut": len(rows) >= SHOWN}
+                        await self.send(text_data=orjson.dumps(message).decode())
+                        await asyncio.sleep(EVERY_S)
+            await self.close(FORBIDDEN)
+        except Exception:
+            log.exception("the board could not be shown")
+            await self.close(FAILED)  # the page then connects again
 
     async def _may_still(self, user_id: int) -> bool:
         """Whether the login still stands and may still see this."""

@@ -25,6 +25,8 @@ from proxy.models import AgentGrant, ApiKey, KillOrder
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+LOOK_AGAIN_S = 5.0
+"""While the database does not answer."""
 KILLED = "An operator of this server ended this request."
 
 
@@ -67,18 +69,19 @@ class KillWatch:
         self._is_failing = False
 
     async def run(self) -> None:
-        """Look for orders until cancelled. A database that does not answer is asked again."""
+        """Look for orders until cancelled, whatever happens: who kills must be obeyed."""
         while True:
             await self._board.is_busy.wait()
-            await self._board.orders_may_have_come(LOOK_EVERY_S)
+            pause_s = LOOK_AGAIN_S if self._is_failing else LOOK_EVERY_S
+            await self._board.orders_may_have_come(pause_s)
             try:
                 await self.look()
-            except ServerUnavailable:
-                if not self._is_failing:
-                    log.error("orders to kill cannot be read; they will be looked for again")
-                self._is_failing = True
-            else:
                 self._is_failing = False
+            except ServerUnavailable:
+                self._is_failing = True  # whoever read in vain has said so in the log
+            except Exception:
+                log.exception("orders to kill could not be carried out; they are looked for again")
+                self._is_failing = True
 
     async def look(self) -> None:
         """Carry out what was ordered for the requests of this process."""

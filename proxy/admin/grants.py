@@ -78,6 +78,7 @@ class AgentGrantAdmin(PolicyAdmin):
     )
     list_select_related = ("key", "granted_by")
     list_before_template = "proxy/grants_before.html"
+    list_fullwidth = True
     search_fields = ("reason", "key__name", "^key__prefix")
     search_help_text = "A reason, a key's name or the beginning of its prefix."
     actions_detail = ("approve", "extend", "revoke")

@@ -13,7 +13,7 @@ from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import Group, User
 from django.test import Client
 
-from proxy.consumers import BoardConsumer
+from proxy.consumers import BoardConsumer, is_own_page
 from tests.asgi import question
 from tests.contract.http.waiting import until
 
@@ -100,6 +100,25 @@ async def test_another_origin_is_refused(site: Any, roles: None, origin: str) ->
         assert not accepted
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "is_own"),
+    [
+        ("http://proxy.example:8765", "proxy.example:8765", True),
+        ("https://team.example", "10.0.0.1:8765", True),  # a trusted origin, before a proxy
+        ("http://proxy.example:3000", "proxy.example:8765", False),
+        ("null", "", False),
+        ("", "", False),
+        ("https://team.example.evil", "10.0.0.1:8765", False),
+    ],
+)
+def test_a_page_is_ours_by_host_and_port(
+    settings: Any, origin: str, host: str, is_own: bool
+) -> None:
+    settings.CSRF_TRUSTED_ORIGINS = ["https://team.example"]
+
+    assert is_own_page(origin, host) is is_own
+
+
 async def test_without_login_or_permission_it_is_refused(site: Any, roles: None) -> None:
     cookies = [
         "",
@@ -132,6 +151,21 @@ async def test_who_logs_out_no_longer_sees(
         while (message := await socket.receive_output(timeout=5))["type"] != "websocket.close":
             pass
         assert message["code"] == 4403
+
+
+async def test_a_board_that_fails_closes_so_that_the_page_connects_again(
+    site: Any, roles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Any) -> None:
+        raise ValueError("odd")
+
+    monkeypatch.setattr("proxy.consumers.all_rows", fail)
+    cookie = await site.database(cookie_of, "Auditor")
+    async with watching(site, cookie) as (socket, accepted):
+        assert accepted
+        message = await socket.receive_output(timeout=5)
+        assert (message["type"], message["code"]) == ("websocket.close", 1011)
+    assert site.service.runtime.board.watchers == 0
 
 
 async def test_nobody_looking_costs_nothing(

@@ -11,7 +11,8 @@ import pytest
 
 from proxy.engines.base import CommandStarted, Completed, TextDelta, Usage, UsageReported
 from proxy.engines.gate import Gate
-from proxy.kills import kill_request, kill_under, running_under
+from proxy.errors import ServerUnavailable
+from proxy.kills import KillWatch, kill_request, kill_under, running_under
 from proxy.models import AgentGrant, KillOrder
 from tests.asgi import Exchange, question
 from tests.contract.http.waiting import until
@@ -237,3 +238,27 @@ async def test_an_order_that_nobody_told_of_is_found_by_looking(site: Any) -> No
     await site.database(order.save)
 
     await killed(site, await (await answer.start()).finish())
+
+
+async def test_trouble_with_the_orders_does_not_end_the_watch(
+    site: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("proxy.kills.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("proxy.kills.LOOK_AGAIN_S", 0.01)
+    failures = iter([ServerUnavailable("away"), ValueError("odd")])
+    look = KillWatch.look
+
+    async def fails_first(watch: KillWatch) -> None:
+        for failure in failures:
+            raise failure
+        await look(watch)
+
+    monkeypatch.setattr(KillWatch, "look", fails_first)
+    site.engine.script = [asyncio.Event()]
+    answer = opened(site)
+    (request_id,) = await begun(site)
+
+    await kill(site, request_id)
+
+    await killed(site, await (await answer.start()).finish())
+    assert caplog.text.count("could not be carried out") == 1
