@@ -5,6 +5,7 @@ The server, codex and its sandbox are real; only the model is scripted.
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import openai
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.conftest import LiveSite, drain, logged_in
+from tests.e2e.conftest import LiveSite, drain, logged_in, wait_until
 from tests.processes import WAIT_S, Serving
 from tests.provider import FunctionCall, ScriptedProvider, Stall, Text
 from tests.services import require_redis
@@ -153,17 +154,33 @@ def test_grant_watch_kill_and_who_killed_it(
     expect(page.get_by_text(f"by ada: {WHY}")).to_be_visible()
 
 
+def sleepers(seconds: int) -> list[str]:
+    """The processes that the agent's command of this length left running."""
+    listing = subprocess.run(
+        ["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True
+    )
+    return [line for line in listing.stdout.splitlines() if line == f"sleep {seconds}"]
+
+
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("engine", ["app-server", "exec"])
-def test_revoking_the_key_ends_what_runs_under_it(
-    live: LiveSite, browser: Browser, secret: str, engine: str
+@pytest.mark.parametrize(("engine", "seconds"), [("app-server", 98761), ("exec", 98762)])
+def test_revoking_the_key_ends_the_agent_that_runs_under_it_and_its_command(
+    live: LiveSite, browser: Browser, secret: str, engine: str, seconds: int
 ) -> None:
-    own = live.issue_key(name=f"short {engine}", engine=engine)
-    live.provider.reply(Stall())
-    asked = ask(live, own, stream=True)
+    own = live.run_code(f"""
+root = AllowedRoot.objects.get(alias="project")
+key, result = ApiKey.objects.issue(**issue({{"name": "short {engine}", "engine": {engine!r}}}))
+key.allowed_roots.add(root)
+AgentGrant.objects.create(key=key, reason="test").roots.add(root)
+""")
+    command = {"cmd": f"sleep {seconds}", "yield_time_ms": 60_000}
+    live.provider.reply(FunctionCall("exec_command", command))
+    asked = ask(live, own, stream=True, agent="true", cwd="project")
+    wait_until(lambda: len(sleepers(seconds)) > 0)
     with logged_in(browser, live, who="olaf") as page:
         page.goto(f"{live.url}/admin/running/")
-        expect(line_of(page, f"short {engine}")).to_have_count(1, timeout=SECONDS)
+        line = line_of(page, f"short {engine}")
+        expect(line.locator("td").nth(6)).to_have_text("1", timeout=SECONDS)
         page.goto(f"{live.url}/admin/proxy/apikey/")
         page.get_by_role("link", name=f"short {engine}").first.click()
         expect(page.get_by_role("link", name="Give agent grant")).to_have_count(0)
@@ -173,6 +190,7 @@ def test_revoking_the_key_ends_what_runs_under_it(
         error = asked.result()
         assert error is not None
         assert error.code == "turn_killed"
+    wait_until(lambda: not sleepers(seconds))
     row = live.rows()[-1]
     assert (row["outcome"], row["killed_by"]) == ("cancelled", "olaf")
     assert row["kill_reason"] == "The key was revoked."
