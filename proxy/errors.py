@@ -309,7 +309,7 @@ class TurnKilled(EngineError):
 
     status, code, type, outcome = 403, "turn_killed", "permission_error", "cancelled"
 
-    def __init__(self, message: str, *, killed_by: str, kill_reason: str) -> None:
+    def __init__(self, message: str, *, killed_by: str = "", kill_reason: str = "") -> None:
         super().__init__(message)
         self.killed_by = killed_by
         self.kill_reason = kill_reason

@@ -33,9 +33,10 @@ TREE = {
     "AnswerInvalid": (502, "invalid_structured_output", "failed"),
     "EngineProtocolError": (502, "engine_protocol_error", "failed"),
     "TurnStopped": (499, "turn_stopped", "cancelled"),
+    "TurnKilled": (403, "turn_killed", "cancelled"),
 }
 TYPES: dict[Any, str] = {
-    400: "invalid_request_error", 429: "rate_limit_error", "insufficient_quota": "insufficient_quota",
+    400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error", "insufficient_quota": "insufficient_quota",
     **dict.fromkeys((499, 502, 503, 504), "server_error"),
 }  # fmt: skip
 
@@ -73,7 +74,7 @@ async def test_failure_has_its_status_code_and_outcome(site: Any, name: str, str
     assert answer.error["type"] == TYPES.get(code, TYPES[status])
     if status in (429, 503):
         assert 1 <= int(answer.headers["retry-after"]) <= 60
-    assert answer.headers.get("x-should-retry") == ("false" if status == 504 else None)
+    assert answer.headers.get("x-should-retry") == ("false" if status in (403, 504) else None)
 
 
 @pytest.mark.parametrize("name", TREE)
