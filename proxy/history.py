@@ -9,6 +9,7 @@ that depend on it say so.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -127,16 +128,20 @@ class Roots:
 
     def __init__(self) -> None:
         self._log = Log(AllowedRoot)
-        self._then: dict[datetime, dict[int, RootThen]] = {}
+        self._changes = sorted(
+            entry.timestamp for pk in self._log.rows for entry in self._log.of(pk)
+        )
+        self._then: dict[int, dict[int, RootThen]] = {}
         self._now = {root.pk: root for root in AllowedRoot.objects.all()}
 
     def at(self, moment: datetime) -> dict[int, RootThen]:
         """Return the roots that there were, by primary key."""
-        if moment not in self._then:
+        since = bisect_right(self._changes, moment)  # the same until the next change
+        if since not in self._then:
             everything = self._now.keys() | self._log.rows
             found = ((pk, self._root(pk, moment)) for pk in everything)
-            self._then[moment] = {pk: root for pk, root in found if root is not None}
-        return self._then[moment]
+            self._then[since] = {pk: root for pk, root in found if root is not None}
+        return self._then[since]
 
     def _root(self, pk: int, moment: datetime) -> RootThen | None:
         if any(e.action == CREATE and e.timestamp > moment for e in self._log.of(pk)):
