@@ -111,7 +111,8 @@ def table(results: Results) -> str:
 
 def notes(results: Results) -> list[str]:
     """Return what a reader of the table must know of its rows."""
-    return [f"{row.figure.name}: {row.figure.note}." for row in rows(results) if row.figure.note]
+    found = (f"{row.figure.name}: {row.figure.note}." for row in rows(results) if row.figure.note)
+    return list(dict.fromkeys(found))  # both engines may share one
 
 
 def table_of_models(results: Results) -> str:
