@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,8 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 LINE_LIMIT = 64 * 2**20
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 120.0
+STARTS_AT_ONCE = 16
+"""Codex answers -32001 (overloaded) where many more turns start at the same moment."""
 
 Json = dict[str, Any]
 
@@ -32,6 +38,13 @@ PROCESS_OVERRIDES = (
     "analytics.enabled=false",
     "check_for_update_on_startup=false",
     "project_doc_max_bytes=0",
+    "skills.bundled.enabled=false",
+)
+UNHEARD = (
+    "thread/started",
+    "thread/status/changed",
+    "account/rateLimits/updated",
+    "remoteControl/status/changed",
 )
 LEAN: Json = {
     "features.multi_agent": False,
@@ -66,16 +79,12 @@ CHAT: Json = {
 
 @dataclass
 class Answer:
-    """What one turn gave; `arrivals_s` are when its deltas came, in seconds since it was asked."""
+    """What one turn gave; `pieces` are its deltas, each with its time on the monotonic clock."""
 
     text: str = ""
-    arrivals_s: list[float] = field(default_factory=list)
+    pieces: list[tuple[float, str]] = field(default_factory=list)
     items: list[Json] = field(default_factory=list)
     usage: Json = field(default_factory=dict)
-
-    @property
-    def first_delta_s(self) -> float | None:
-        return self.arrivals_s[0] if self.arrivals_s else None
 
 
 class TurnFailed(RuntimeError):
@@ -94,6 +103,24 @@ def provider_overrides(base_url: str) -> tuple[str, ...]:
 def environment(codex_home: Path) -> dict[str, str]:
     """Return the whole environment of a bare Codex."""
     return {"PATH": os.environ["PATH"], "HOME": str(codex_home), "CODEX_HOME": str(codex_home)}
+
+
+def quick_authorities(folder: Path) -> dict[str, str]:
+    """Return variables that spare Codex the parsing of the system's certificates in every turn.
+
+    One authority by file and all of them by folder, which Codex reads without parsing: what this
+    server does for its own workers. Nothing where the system keeps no bundle in a file.
+    """
+    bundle = Path(ssl.get_default_verify_paths().openssl_cafile)
+    pem = r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----"
+    text = bundle.read_text() if bundle.is_file() else ""
+    first = re.search(pem, text, re.DOTALL)
+    if first is None:
+        return {}
+    (folder / "authorities").mkdir()
+    (folder / "authorities" / "bundle.pem").write_text(text)
+    (folder / "one.pem").write_text(first[0] + "\n")
+    return {"SSL_CERT_FILE": str(folder / "one.pem"), "SSL_CERT_DIR": str(folder / "authorities")}
 
 
 def config_flags(overrides: Sequence[str]) -> list[str]:
@@ -138,9 +165,11 @@ class AppServer:
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
+        self.pid = child.pid
         self._stdin, self._stdout = child.stdin, child.stdout
         self._last_id = 0
         self._has_gone = False
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._calls: dict[int, asyncio.Future[Json]] = {}
         self._threads: dict[str, asyncio.Queue[Json]] = {}
 
@@ -176,7 +205,7 @@ class AppServer:
 
     async def _say_hello(self) -> None:
         client = {"name": "bench", "title": "bench", "version": "1"}
-        capabilities = {"experimentalApi": True}
+        capabilities = {"experimentalApi": True, "optOutNotificationMethods": UNHEARD}
         await self.call("initialize", {"clientInfo": client, "capabilities": capabilities})
         self._send({"method": "initialized"})
 
@@ -190,12 +219,12 @@ class AppServer:
         return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
 
     def _send(self, message: Json) -> None:
-        self._stdin.write(json.dumps(message).encode() + b"\n")
+        self._stdin.write(orjson.dumps(message) + b"\n")
 
     async def _read(self) -> None:
         try:
             while line := await self._stdout.readline():
-                self._dispatch(json.loads(line))
+                self._dispatch(orjson.loads(line))
         finally:
             self._has_gone = True
             for call in self._calls.values():
@@ -210,8 +239,8 @@ class AppServer:
             if queue is not None:
                 queue.put_nowait(message)
             return
-        call = self._calls.pop(message["id"])
-        if call.done():
+        call = self._calls.pop(message["id"], None)
+        if call is None or call.done():
             return
         if "error" in message:
             call.set_exception(TurnFailed(message["error"]["message"]))
@@ -223,32 +252,42 @@ class AppServer:
 
         `thread` are the parameters of `thread/start`; without them it is a lean chat.
         """
-        asked = time.monotonic()
         params = {"ephemeral": True, "approvalPolicy": "never", **(thread or CHAT)}
-        thread_id = (await self.call("thread/start", params))["thread"]["id"]
-        queue = self._threads[thread_id] = asyncio.Queue()
+        async with self._starts:
+            thread_id = (await self.call("thread/start", params))["thread"]["id"]
+            queue = self._threads[thread_id] = asyncio.Queue()
+            try:
+                message = {
+                    "type": "message",
+                    "role": "user",
+                    "content": [{"type": "input_text", "text": text}],
+                }
+                await self.call("thread/inject_items", {"threadId": thread_id, "items": [message]})
+                await self.call("turn/start", {"threadId": thread_id, "input": []})
+            except BaseException:
+                self._leave(thread_id)
+                raise
         try:
-            message = {
-                "type": "message",
-                "role": "user",
-                "content": [{"type": "input_text", "text": text}],
-            }
-            await self.call("thread/inject_items", {"threadId": thread_id, "items": [message]})
-            await self.call("turn/start", {"threadId": thread_id, "input": []})
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await _collect(queue, asked)
+                return await _collect(queue)
         finally:
-            del self._threads[thread_id]
-            await self.call("thread/unsubscribe", {"threadId": thread_id})
+            self._leave(thread_id)
+
+    def _leave(self, thread_id: str) -> None:
+        # Behind the answer: nobody waits for the thread's end.
+        del self._threads[thread_id]
+        self._last_id += 1
+        unsubscribe = {"method": "thread/unsubscribe", "params": {"threadId": thread_id}}
+        self._send({"id": self._last_id, **unsubscribe})
 
 
-async def _collect(events: asyncio.Queue[Json], asked: float) -> Answer:
+async def _collect(events: asyncio.Queue[Json]) -> Answer:
     answer = Answer()
     while True:
         event = await events.get()
         method, params = event["method"], event["params"]
         if method == "item/agentMessage/delta":
-            answer.arrivals_s.append(time.monotonic() - asked)
+            answer.pieces.append((time.monotonic(), params["delta"]))
         elif method == "item/completed":
             answer.items.append(params["item"])
             if params["item"]["type"] == "agentMessage":
@@ -272,9 +311,9 @@ async def run_exec(
     *,
     sandbox: str = "read-only",
     model: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Answer:
     """Ask `text` of one `codex exec --json`; raise `TurnFailed` if it goes wrong."""
-    asked = time.monotonic()
     child = await asyncio.create_subprocess_exec(
         *(codex_bin, "exec", "--json", "--skip-git-repo-check", "--ephemeral", "-s", sandbox),
         *("--ignore-user-config", "--ignore-rules", *PROCESS_FLAGS, "--cd", str(cwd)),
@@ -284,14 +323,14 @@ async def run_exec(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=environment(codex_home),
+        env=dict(env or environment(codex_home)),
         start_new_session=True,
     )
     try:
         out, err = await asyncio.wait_for(child.communicate(text.encode()), ANSWER_TIMEOUT_S)
     finally:
         await stop_group(child)
-    answer = Answer(arrivals_s=[time.monotonic() - asked])
+    answer, ended = Answer(), time.monotonic()
     if child.returncode != 0 and not out:
         raise TurnFailed(f"codex exec ended with {child.returncode}: {err.decode()[-300:]}")
     for event in map(json.loads, out.splitlines()):
@@ -301,6 +340,7 @@ async def run_exec(
             answer.items.append(event["item"])
             if event["item"]["type"] == "agent_message":
                 answer.text = event["item"]["text"]
+                answer.pieces = [(ended, answer.text)]
         if event["type"] == "turn.completed":
             answer.usage = event["usage"]
     return answer

@@ -57,7 +57,7 @@ def start_command(
     return [
         str(program),
         *("start", "--foreground", "--host", "127.0.0.1", "--port", str(port)),
-        *("--codex-bin", codex_bin, "--api-key", key, "--max-queue-size", "256"),
+        *("--codex-bin", codex_bin, "--api-key", key, "--max-queue-size", "512"),
         *("--queue-timeout-seconds", "120", "--log-level", "warning"),
         *("--app-server-codex-home", str(folder / "codex-home")),
         *("--default-cwd", str(folder), "--ephemeral"),

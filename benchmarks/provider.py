@@ -2,8 +2,10 @@
 
     python benchmarks/provider.py        # prints its port, serves until its input is closed
 
-`POST /v1/responses` streams `0 1 2 ` and so on, as many as set, each after the set pause but the first,
-so that a lost, doubled or reordered one shows.
+`POST /v1/responses` streams as many pieces as set, with the set pause before each but the first. A
+piece is `tag.number.time `: the tag is what the question asked for (`ask-TAG`, else `-`), the time
+is the system's monotonic clock in milliseconds when it was sent. So whoever gets the pieces can tell
+whether they are all there, in order, its own, and how long they took to arrive.
 `POST /pace {"deltas": 2, "pause_s": 0}` sets both; `GET /seen` tells how many requests came and how
 large the body of the last one was.
 """
@@ -12,8 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+import time
 from typing import Any
+
+ASKED = re.compile(rb"ask-(\d+)")
 
 Json = dict[str, Any]
 
@@ -29,18 +35,18 @@ BEGIN = event("response.created", response={"id": "resp_1"}) + event(
 )
 
 
-def text_of(deltas: int) -> str:
-    """Return the whole answer."""
-    return "".join(f"{number} " for number in range(deltas))
+def piece(tag: str, number: int) -> str:
+    return f"{tag}.{number}.{time.monotonic() * 1000:.1f} "
 
 
-def delta(number: int) -> bytes:
-    return event("response.output_text.delta", item_id="msg_1", delta=f"{number} ")
+def delta(text: str) -> bytes:
+    return event("response.output_text.delta", item_id="msg_1", delta=text)
 
 
-def end(deltas: int) -> bytes:
-    item = {**MESSAGE, "content": [{"type": "output_text", "text": text_of(deltas)}]}
-    usage = {"input_tokens": 10, "output_tokens": deltas, "total_tokens": 10 + deltas}
+def end(pieces: list[str]) -> bytes:
+    item = {**MESSAGE, "content": [{"type": "output_text", "text": "".join(pieces)}]}
+    count = len(pieces)
+    usage = {"input_tokens": 10, "output_tokens": count, "total_tokens": 10 + count}
     return event("response.output_item.done", item=item) + event(
         "response.completed", response={"id": "resp_1", "usage": usage}
     )
@@ -83,7 +89,9 @@ class Provider:
         body = await reader.readexactly(int(rest.partition("\r\n")[0]) if found else 0)
         if target.startswith("/v1/responses"):
             self.requests, self.last_bytes = self.requests + 1, len(body)
-            await self._stream(writer)
+            # The last one: what came before may be an example in somebody's instructions.
+            asked = ASKED.findall(body)
+            await self._stream(writer, asked[-1].decode() if asked else "-")
         elif target == "/pace":
             pace = json.loads(body)
             self.deltas, self.pause_s = pace["deltas"], pace["pause_s"]
@@ -94,22 +102,28 @@ class Provider:
             writer.write(plain({"object": "list", "data": [], "models": []}))
         await writer.drain()
 
-    async def _stream(self, writer: asyncio.StreamWriter) -> None:
-        deltas, pause_s = self.deltas, self.pause_s
+    async def _stream(self, writer: asyncio.StreamWriter, tag: str) -> None:
+        count, pause_s = self.deltas, self.pause_s
+        pieces = [piece(tag, 0)]
         if not pause_s:
-            everything = BEGIN + b"".join(map(delta, range(deltas))) + end(deltas)
-            writer.write(STREAM_HEAD + chunk(everything) + b"0\r\n\r\n")
+            pieces += [piece(tag, number) for number in range(1, count)]
+            content = BEGIN + b"".join(map(delta, pieces)) + end(pieces)
+            writer.write(STREAM_HEAD + chunk(content) + b"0\r\n\r\n")
             return
-        writer.write(STREAM_HEAD + chunk(BEGIN + delta(0)))
-        for number in range(1, deltas):
-            await asyncio.sleep(pause_s)
-            writer.write(chunk(delta(number)))
+        started = asyncio.get_running_loop().time()
+        writer.write(STREAM_HEAD + chunk(BEGIN + delta(pieces[0])))
+        for number in range(1, count):
+            # By the clock, so that a late one does not put off all that follow it.
+            due = started + number * pause_s - asyncio.get_running_loop().time()
+            await asyncio.sleep(max(due, 0))
+            pieces.append(piece(tag, number))
+            writer.write(chunk(delta(pieces[-1])))
             await writer.drain()
-        writer.write(chunk(end(deltas)) + b"0\r\n\r\n")
+        writer.write(chunk(end(pieces)) + b"0\r\n\r\n")
 
 
 async def main() -> None:
-    server = await asyncio.start_server(Provider().connection, "127.0.0.1", 0, backlog=1024)
+    server = await asyncio.start_server(Provider().connection, "127.0.0.1", 0, backlog=512)
     print(server.sockets[0].getsockname()[1], flush=True)
     # Whoever started it holds the other end of its input: it cannot outlive the benchmark.
     await asyncio.to_thread(sys.stdin.read)
