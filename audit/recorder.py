@@ -43,8 +43,11 @@ class Journal(Protocol):
     def append(self, line: bytes) -> None:
         """Keep the line beyond this process's death, or raise OSError."""
 
-    def keep(self, line: bytes) -> None:
-        """Keep a line that could not be appended as long as this process lives. Never raises."""
+    def keep(self, line: bytes, *, has_begun: bool) -> None:
+        """Keep a request's end that could not be appended. Never raises.
+
+        `has_begun` is whether the request is on record already: its end has been promised.
+        """
 
 
 class Record:
@@ -54,14 +57,16 @@ class Record:
     Safe to close from any thread, more than once.
     """
 
-    __slots__ = ("_is_closed", "_journal", "_mutex", "_opened_at", "fields", "request_id")
+    __slots__ = (
+        "_has_begun", "_is_closed", "_journal", "_mutex", "_opened_at", "fields", "request_id",
+    )  # fmt: skip
 
     def __init__(self, journal: Journal, fields: dict[str, Any]) -> None:
         self.request_id = uuid.uuid4()
         self._journal = journal
         self._opened_at = time.monotonic()
         self._mutex = threading.Lock()
-        self._is_closed = False
+        self._has_begun = self._is_closed = False
         self.fields: dict[str, Any] = {
             **_BLANK,
             "phases": {},
@@ -88,7 +93,8 @@ class Record:
         After `close` this does nothing: the end is the last word.
         """
         if not self._is_closed:
-            self._journal.append(self._line())
+            self._journal.append(_line_of(self.fields))
+            self._has_begun = True
 
     def close(
         self,
@@ -111,7 +117,7 @@ class Record:
             self.note(http_status=http_status, error_code=error_code, error_message=error_message)
             self.fields["outcome"] = str(outcome)
             self.fields["total_ms"] = (time.monotonic() - self._opened_at) * 1000
-            self._end(self._line())
+            self._end(self._last_line())
         except Exception:
             logger.exception("Request %s could not be closed on record", self.request_id)
         return True
@@ -120,12 +126,29 @@ class Record:
         try:
             self._journal.append(line)
         except OSError:
-            self._journal.keep(line)
+            self._journal.keep(line, has_begun=self._has_begun)
 
-    def _line(self) -> bytes:
-        return orjson.dumps(
-            self.fields, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-        )
+    def _last_line(self) -> bytes:
+        """Return the end as a line, if need be without the columns that cannot be written."""
+        try:
+            return _line_of(self.fields)
+        except (TypeError, ValueError):
+            logger.exception("Request %s is on record with gaps", self.request_id)
+        return _line_of({name: value for name, value in self.fields.items() if _is_fit(value)})
+
+
+def _line_of(fields: dict[str, Any]) -> bytes:
+    return orjson.dumps(
+        fields, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    )
+
+
+def _is_fit(value: Any) -> bool:  # noqa: ANN401 - a column's value may be anything
+    try:
+        _line_of({"": value})
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_closed(row: dict[str, Any]) -> bool:

@@ -4,7 +4,8 @@ The request path only appends a line to a file (`Record`); this thread seals the
 of a second, merges the lines of each request, commits them together with the counters, and then
 removes the file. Dying anywhere in between repeats a batch at the next start, and a row that is
 closed in the database is never written or counted again. While the database is down the segments
-wait on disk and requests go on.
+wait on disk and requests go on, up to the spool's bound: then new ones are refused. Their rows use
+the reserve above it, then memory, and at last the server's log; those of running ones are taken.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from django.db.models import Count, Sum
 
 from audit.models import Outcome, RequestCounter, RequestRecord
 from audit.recorder import Record, is_closed
-from audit.spool import Spool, read_lines
+from audit.spool import MAX_BYTES, Spool, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ Row = dict[str, Any]
 
 KEPT_LINES = 50_000
 """How many lines wait in memory while the disk takes none; the next ones go to the log."""
+RESERVE = 0.25
+"""How much of the spool's bound the ends of refused requests may use above it."""
+BATCH_ROWS = 1000
+"""In one transaction: SQLite takes some thousand values a statement, and others want to write."""
 MAX_WAIT_S = 5.0
 """Between two tries while the database is down."""
 START_WAIT_S = 15.0
@@ -69,15 +74,16 @@ class AuditLog:
         *,
         after_commit: Callable[[Sequence[Row]], None] | None = None,
         interval_s: float = 0.1,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.instance = instance
         self.boot = uuid.uuid4().hex
-        self._spool = Spool(spool_dir, self.boot)
+        self._spool = Spool(spool_dir, self.boot, max_bytes=max_bytes)
         self._after_commit = after_commit
         self._interval_s = interval_s
         self._kept: deque[bytes] = deque()
         self._wake = threading.Event()
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
         self._is_recovered = False
         self._failing: set[str] = set()
         # Each pass over the spool has a number, so that flush can wait for one begun after it.
@@ -98,12 +104,24 @@ class AuditLog:
         """Put one state of a record on disk. Raises OSError (also before `start`)."""
         self._spool.append(line)
 
-    def keep(self, line: bytes) -> None:
-        """Hold a line that the disk did not take until the database has it."""
-        if len(self._kept) < KEPT_LINES:
-            self._kept.append(line)
-        else:
-            logger.error("No room for an audit row, here it is: %s", line.decode())
+    @property
+    def is_full(self) -> bool:
+        """Whether new requests must be refused: too much waits, or the log is not running."""
+        return self._thread is None or self._spool.is_full
+
+    def keep(self, line: bytes, *, has_begun: bool) -> None:
+        """Hold an end that `append` refused until the database has it: on disk, else in memory.
+
+        Running requests are few, so their ends may exceed the bound; refused ones may be many.
+        """
+        beyond = float("inf") if has_begun else self._spool.max_bytes * RESERVE
+        try:
+            self._spool.append(line, beyond=beyond)
+        except OSError:
+            if len(self._kept) < KEPT_LINES and not self._is_closed:
+                self._kept.append(line)
+            else:
+                logger.error("No room for an audit row, here it is: %s", line.decode())
 
     # --- Its life ---------------------------------------------------------------------------
 
@@ -143,6 +161,7 @@ class AuditLog:
             # another process would store and count the same rows at the same time.
             logger.warning("The audit log's writer does not end; the rest waits for the next start")
             return
+        self._is_closed = True  # what comes now is told to the log
         self._spill()
         self._spool.seal()
         waiting = len(self._spool.sealed())
@@ -200,24 +219,31 @@ class AuditLog:
 
     def _store_everything(self) -> None:
         self._spool.seal()
-        for segment in self._spool.sealed():
-            self._store_segment(segment)
+        self._store_segments(self._spool.sealed())
         # After the segments: a request's earlier states are in them.
         kept = list(self._kept)
         self._store(kept)
         for _ in kept:
             self._kept.popleft()
 
-    def _store_segment(self, segment: Path) -> None:
-        self._store(read_lines(segment))
-        self._spool.discard(segment)
+    def _store_segments(self, segments: Iterable[Path]) -> None:
+        """Store and remove each; one that the disk does not give or let go holds up no other."""
+        trouble: OSError | None = None
+        for segment in segments:
+            try:
+                self._store(read_lines(segment))
+                self._spool.discard(segment)
+            except OSError as error:
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     def _spill(self) -> None:
         """Put the lines that only memory holds on disk, now that the process ends."""
         while self._kept:
             line = self._kept.popleft()
             try:
-                self._spool.append(line)
+                self._spool.append(line, beyond=float("inf"))
             except OSError:
                 logger.error("The disk does not take an audit row, here it is: %s", line.decode())
 
@@ -225,8 +251,10 @@ class AuditLog:
 
     def _store(self, lines: Sequence[bytes]) -> None:
         rows = merged(self._readable(lines))
-        if not rows:
-            return
+        for start in range(0, len(rows), BATCH_ROWS):
+            self._store_batch(rows[start : start + BATCH_ROWS])
+
+    def _store_batch(self, rows: Sequence[Row]) -> None:
         try:
             stored = commit(rows)
         except _POISON:
@@ -264,8 +292,8 @@ class AuditLog:
     def _recover(self) -> None:
         """Store the segments of dead boots, then close what they left open as interrupted."""
         with self._spool.recovery():
-            for segment in self._spool.leftovers():
-                self._store_segment(segment)
+            self._store_segments(self._spool.leftovers())
+            self._spool.forget_leftovers()
             self._interrupt_dead()
             self._spool.remove_dead_locks()
 

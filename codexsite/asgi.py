@@ -113,14 +113,19 @@ class Service:
     """The audit log, the engines, and who looks after them; ended in the other order."""
 
     def __init__(self, engines: Runtime, *, spool: Path) -> None:
-        self.audit_log = AuditLog(spool, settings.INSTANCE_ID, after_commit=note_last_used)
+        self.audit_log = AuditLog(
+            spool,
+            settings.INSTANCE_ID,
+            after_commit=note_last_used,
+            max_bytes=settings.SPOOL_BYTES,
+        )
         self.runtime = engines
         self._relay: Relay | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
+        runtime.install(self.runtime)  # first: `/ready` tells what does not start
         await asyncio.to_thread(self.audit_log.start)
-        runtime.install(self.runtime)
         self._look_after()
         await _note_approval_rule()
         await self.runtime.start()

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -22,6 +24,8 @@ START_BOUND_S = 20.0
 """For a start that the shutdown overtakes."""
 AFTER_INTERRUPT_S = 10.0
 """For requests to send their last words, after their turns were interrupted."""
+HURRIED_S = 1.0
+"""For any wait once a second signal has come."""
 
 
 class Service(Protocol):
@@ -38,7 +42,8 @@ class Lifecycle:
 
     `start` of the service is awaited before the first request is served. On shutdown new turns are
     refused, running ones may finish for `grace_s` seconds, the rest is interrupted so that each
-    client gets a clean error, and then the service is stopped.
+    client gets a clean error, and then the service is stopped. `hurry`, which a second signal calls,
+    cuts the waiting short, not the order.
     """
 
     def __init__(self, app: App, service: Service, *, grace_s: float) -> None:
@@ -46,6 +51,7 @@ class Lifecycle:
         self._requests: dict[asyncio.Task[None], asyncio.Event] = {}
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._hurried = asyncio.Event()
 
     # The host's side.
 
@@ -58,9 +64,20 @@ class Lifecycle:
 
         reactor: Any = installed  # its declared type is that of its interface's methods unbound
         reactor.callWhenRunning(self._ensure_started)
-        reactor.addSystemEventTrigger(
-            "before", "shutdown", lambda: Deferred.fromFuture(self._ensure_stopping())
-        )
+
+        def stop() -> Any:  # noqa: ANN401 - Twisted's Deferred, which has a type of its own making
+            self._obey_a_second_signal()
+            return Deferred.fromFuture(self._ensure_stopping())
+
+        reactor.addSystemEventTrigger("before", "shutdown", stop)
+
+    def _obey_a_second_signal(self) -> None:
+        """Take over the signals that Twisted has no more use for, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_event_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self.hurry))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -95,6 +112,12 @@ class Lifecycle:
             self._stopping = _own_task(self._shutdown(), "service-stop")
         return self._stopping
 
+    def hurry(self) -> None:
+        """Let no running turn finish any more: whoever stops the server has asked twice."""
+        if not self._hurried.is_set():
+            log.warning("stopping now, without waiting for the requests that run")
+            self._hurried.set()
+
     async def shutdown(self) -> None:
         """Drain, interrupt, stop; each wait bounded. A second call waits for the first."""
         await asyncio.shield(self._ensure_stopping())
@@ -119,8 +142,16 @@ class Lifecycle:
         await self._service.stop()
 
     async def _requests_end_within(self, bound_s: float) -> None:
-        if self._requests:
-            await asyncio.wait(list(self._requests), timeout=bound_s)
+        """Wait for the requests that run now; no longer than `HURRIED_S` once that is wanted."""
+        if not self._requests:
+            return
+        ends = asyncio.ensure_future(asyncio.wait(list(self._requests), timeout=bound_s))
+        hurry = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait({ends, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not ends.done():
+            await asyncio.wait({ends}, timeout=HURRIED_S)
+        for waiting in (ends, hurry):
+            waiting.cancel()
 
     # One request.
 

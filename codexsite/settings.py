@@ -58,6 +58,9 @@ MAX_BODY_BYTES = int(read(env.float, "CODEX_PROXY_MAX_BODY_MB", 20.0) * 1_000_00
 SHUTDOWN_GRACE_S = read(env.float, "CODEX_PROXY_SHUTDOWN_GRACE_SECONDS", 10.0)
 GRANTS_NEED_APPROVAL = read(env.bool, "CODEX_PROXY_GRANTS_NEED_APPROVAL", False)
 REDIS_URL = read(env.str, "CODEX_PROXY_REDIS_URL") or None
+SPOOL_BYTES = int(read(env.float, "CODEX_PROXY_SPOOL_MB", 256.0) * 1_000_000)
+if SPOOL_BYTES <= 0:
+    raise ImproperlyConfigured("CODEX_PROXY_SPOOL_MB: it must be above 0")
 
 
 def _networks(name: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -233,6 +236,16 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
     # A file, not memory: the tests' threads must see each other's rows as those of a server do.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR.scratch / "test.sqlite3")}
+else:
+    # A host that falls silent must not hold a thread for the quarter of an hour that TCP allows.
+    DATABASES["default"]["OPTIONS"] = {
+        "connect_timeout": 4,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        **DATABASES["default"].get("OPTIONS", {}),
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The API refuses larger bodies itself, before Django reads them.

@@ -18,7 +18,14 @@ from audit.recorder import Record
 from proxy.addresses import client_address
 from proxy.cors import Cors, Headers, Permission
 from proxy.engines.running import Laps
-from proxy.errors import InternalError, ProxyError, RequestTooLarge, TurnKilled, TurnStopped
+from proxy.errors import (
+    InternalError,
+    ProxyError,
+    RequestTooLarge,
+    ServerUnavailable,
+    TurnKilled,
+    TurnStopped,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +45,9 @@ def is_recorded(path: str) -> bool:
 
 class OpensRecords(Protocol):
     """What this module needs of the audit log."""
+
+    @property
+    def is_full(self) -> bool: ...
 
     def open(self, **fields: Any) -> Record: ...  # noqa: ANN401 - columns
 
@@ -60,9 +70,11 @@ class RequestContext:
 
     def finish(self) -> None:
         """Close the record with what is known now. The first call counts."""
-        for note in self.before_close:
-            note()
-        self.before_close.clear()
+        while self.before_close:
+            try:
+                self.before_close.pop(0)()
+            except Exception:  # a row with a gap, rather than one that never ends
+                log.exception("request %s is noted with gaps", self.record.request_id)
         outcome, error = self._outcome()
         self.record.note(phases=self.laps.ms)
         if isinstance(error, TurnKilled):
@@ -159,6 +171,10 @@ class Gateway:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         context = context_of(scope)
+        if is_recorded(scope["path"]) and self._audit_log().is_full:
+            context.error = ServerUnavailable("The server cannot write its audit log now.")
+            await refuse(context.error, send)
+            return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         is_too_large = declared.isdigit() and int(declared) > self._max_body_bytes
         if not is_recorded(scope["path"]):

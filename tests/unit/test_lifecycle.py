@@ -218,3 +218,23 @@ async def test_lifespan_of_the_host_starts_and_stops(service: Recorded) -> None:
     await bounded(lifecycle({"type": "lifespan"}, receive, send))
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert service.calls == ["start", "refuse_new", "interrupt", "stop"]
+
+
+async def test_a_second_signal_cuts_the_grace_short_and_keeps_the_order(service: Recorded) -> None:
+    """Without `hurry` this would wait for the whole grace, and the test's bound would pass."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        service.request_began.set()
+        await service.interrupted.wait()
+        service.calls.append("last words")
+
+    lifecycle = Lifecycle(app, service, grace_s=1000)
+    request = asked(lifecycle)
+    await bounded(service.request_began.wait())
+    stopping = asyncio.ensure_future(lifecycle.shutdown())
+    await asyncio.sleep(0)
+    lifecycle.hurry()
+    lifecycle.hurry()
+    await bounded(stopping)
+    await bounded(request)
+    assert service.calls == ["start", "refuse_new", "interrupt", "last words", "stop"]

@@ -17,7 +17,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.kept: list[bytes] = []
+        self.kept: list[tuple[bytes, bool]] = []
         self.is_full = False
 
     def append(self, line: bytes) -> None:
@@ -25,8 +25,8 @@ class Journal:
             raise OSError("full")
         self.lines.append(line)
 
-    def keep(self, line: bytes) -> None:
-        self.kept.append(line)
+    def keep(self, line: bytes, *, has_begun: bool) -> None:
+        self.kept.append((line, has_begun))
 
 
 @pytest.fixture
@@ -102,10 +102,29 @@ def test_a_full_disk_stops_a_save_but_not_an_end(journal, record):
     with pytest.raises(OSError, match="full"):
         record.save()
     assert record.close("rejected", 503) is True
-    assert orjson.loads(journal.kept[0])["outcome"] == "rejected"
+    [(line, has_begun)] = journal.kept
+    assert orjson.loads(line)["outcome"] == "rejected"
+    assert has_begun is False
 
 
-def test_no_trouble_gets_out_of_an_end(record, caplog):
+def test_the_end_of_a_request_on_record_is_kept_as_promised(journal, record):
+    record.save()
+    journal.is_full = True
+    record.close("ok", 200)
+    [(_, has_begun)] = journal.kept
+    assert has_begun is True
+
+
+def test_a_value_that_cannot_be_written_costs_its_column_and_not_the_row(journal, record, caplog):
     record.fields["key_id"] = 2**80  # past note, which would not have let it in
+    assert record.close("ok", 200) is True
+    ended = orjson.loads(journal.lines[0])
+    assert (ended["outcome"], ended["endpoint"]) == ("ok", "/v1")
+    assert "key_id" not in ended
+    assert "on record with gaps" in caplog.text
+
+
+def test_no_trouble_gets_out_of_an_end(journal, record, caplog):
+    journal.append = journal.keep = None
     assert record.close("ok", 200) is True
     assert "could not be closed on record" in caplog.text

@@ -175,7 +175,7 @@ def test_what_a_closed_log_could_not_store_is_stored_by_the_next(audit_log, othe
     log = audit_log()
     other_connection.execute("ALTER TABLE audit_requestrecord RENAME TO away")
     log.open(endpoint="/v1", method="POST").close("ok", 200)
-    log.keep(orjson.dumps(log.open(endpoint="/v1", method="POST").fields) + b"\n")
+    log._kept.append(orjson.dumps(log.open(endpoint="/v1", method="POST").fields) + b"\n")
     log.close()
     other_connection.execute("ALTER TABLE away RENAME TO audit_requestrecord")
     audit_log()

@@ -16,7 +16,7 @@ from tests.contract.http.databases import renamed_table, unreachable
 def full_disk(site: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The journal takes no line."""
 
-    def refuse(_: bytes) -> None:
+    def refuse(line: bytes, *, beyond: float = 0) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(site.service.audit_log._spool, "append", refuse)
