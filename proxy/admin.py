@@ -51,6 +51,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 
 from audit.listing import column
 from proxy import changelog_admin as changelog_admin
+from proxy import sandbox_admin as sandbox_admin
 from proxy.forms import ApiKeyForm, LinesField, ProxySettingsForm, RotateForm
 from proxy.models import AgentGrant, AllowedRoot, ApiKey, ProxySettings, is_inside
 from proxy.policy import load_options

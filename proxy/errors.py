@@ -34,6 +34,8 @@
           PromptRefused               400     invalid_prompt
         EngineProtocolError           502     engine_protocol_error  we could not understand it
         TurnStopped                   499     turn_stopped           we ended it: the client left
+        WorkspaceMoved                403     workspace_denied       another folder since the check
+        AgentUnavailable              503     agent_not_proven, agent_as_root
 
 The status is only data here; `proxy.rendering` alone turns an error into a response. Messages are safe
 to show to a caller: no path, no URL, no key. What only an operator may read goes into the log.
@@ -301,3 +303,15 @@ class TurnStopped(EngineError):
     """We ended the turn ourselves: the client left."""
 
     status, code, outcome = 499, "turn_stopped", "cancelled"
+
+
+class WorkspaceMoved(EngineError):
+    """The folder that the policy allowed is not there any more when the turn is to start."""
+
+    status, code, type, outcome = 403, "workspace_denied", "permission_error", "rejected"
+
+
+class AgentUnavailable(EngineError):
+    """Agent mode is off on this server: its sandbox is not proven, or it would run as root."""
+
+    status, code, outcome, retry_after_s = 503, "agent_not_proven", "rejected", 60
