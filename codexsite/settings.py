@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.urls import reverse_lazy
 from environs import Env, EnvError
 
-from codexsite.datadir import DataDir, locate
+from codexsite.datadir import DataDir, find_user, locate
 from proxy.overrides import OverrideRefused, check_override
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -36,7 +36,9 @@ def read(reader: Any, name: str, default: Any = None) -> Any:  # noqa: ANN401 - 
 # --- Where things are -------------------------------------------------------------------------
 
 DATA_DIR = DataDir(locate(read(env.str, "CODEX_PROXY_DATA_DIR")))
-DATA_DIR.prepare()
+# Whom Codex and all that it starts run as; None is the server's own user.
+CODEX_USER = find_user(read(env.str, "CODEX_PROXY_CODEX_USER"))
+DATA_DIR.prepare(CODEX_USER)
 
 SECRET_KEY = read(env.str, "CODEX_PROXY_SECRET_KEY") or DATA_DIR.secret_key()
 INSTANCE_ID = DATA_DIR.instance_id()
@@ -49,6 +51,7 @@ HOST = read(env.str, "CODEX_PROXY_HOST") or "127.0.0.1"
 PORT = read(env.int, "CODEX_PROXY_PORT", 8765)
 ENV_API_KEY = read(env.str, "CODEX_PROXY_API_KEY") or None
 ALLOW_ANONYMOUS = read(env.bool, "CODEX_PROXY_ALLOW_ANONYMOUS", False)
+ALLOW_ROOT_AGENT = read(env.bool, "CODEX_PROXY_ALLOW_ROOT_AGENT", False)
 CHILD_ENV = read(env.list, "CODEX_PROXY_CHILD_ENV", [])
 CHILD_ENVIRONMENT = {name: read(env.str, name, "") for name in CHILD_ENV}
 CHILD_PATH = read(env.str, "PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -370,6 +373,7 @@ UNFOLD = {
                     _page("Allowed roots", "folder_open", "admin:proxy_allowedroot_changelist", "proxy.view_allowedroot"),
                     _page("Agent grants", "verified_user", "admin:proxy_agentgrant_changelist", "proxy.view_agentgrant"),
                     _page("Who could write", "calendar_month", "who_could_write", "proxy.view_agentgrant"),
+                    _page("Sandbox proofs", "shield_lock", "admin:proxy_sandboxproof_changelist", "proxy.view_sandboxproof"),
                 ],
             },
             {

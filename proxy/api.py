@@ -317,6 +317,8 @@ async def ready(request: HttpRequest) -> HttpResponse:
     checks = {
         item: {"ok": reason is None, "reason": reason} for item, reason in found.reasons.items()
     }
+    for item, text in found.remarks.items():
+        checks[item]["note"] = text
     body = {
         "status": "ready" if found.is_ready else "not_ready",
         "demo": settings.DEMO,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from django.apps import AppConfig
@@ -16,6 +18,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.db import DatabaseError, connections
 
+from proxy.engines.base import User
 from proxy.overrides import OverrideRefused, check_override
 
 
@@ -113,6 +116,40 @@ def check_anonymous_access(
             id="proxy.W004",
         )
     ]
+
+
+@register("proxy")
+def check_codex_user(
+    app_configs: Sequence[AppConfig] | None,
+    **kwargs: Any,  # noqa: ANN401 - Django's signature
+) -> list[CheckMessage]:
+    """Check that the user whom Codex runs as can get to what is its own."""
+    user = settings.CODEX_USER
+    if user is None:
+        return []
+    closed = first_closed(settings.DATA_DIR.scratch, user)
+    if closed is None:
+        return []
+    hint = f"Open the way (chmod o+x {closed}), or choose another CODEX_PROXY_DATA_DIR."
+    message = (
+        f"CODEX_PROXY_CODEX_USER: {user.name} cannot get to the data directory: {closed} is closed."
+    )
+    return [Error(message, hint=hint, id="proxy.E005")]
+
+
+def first_closed(folder: Path, user: User) -> Path | None:
+    """Return the outermost folder on the way that this user may not pass through, or None."""
+    for step in (*reversed(folder.parents), folder):
+        found = step.stat()
+        if found.st_uid == user.uid:
+            allowed = found.st_mode & stat.S_IXUSR
+        elif found.st_gid == user.gid:
+            allowed = found.st_mode & stat.S_IXGRP
+        else:
+            allowed = found.st_mode & stat.S_IXOTH
+        if not allowed:
+            return step
+    return None
 
 
 @register(Tags.database)

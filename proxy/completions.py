@@ -13,12 +13,15 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from audit.recorder import Record
 from proxy import policy
 from proxy.answers import Answer, broken_off, total_usage, usage_body
 from proxy.asked import Asked, check_effort, check_images, tier_to_send
 from proxy.checked import run_checked
+from proxy.confining import Enclosure, enclose
 from proxy.dbthreads import read
 from proxy.engines.base import (
     AnswerRestarted,
@@ -27,7 +30,6 @@ from proxy.engines.base import (
     Failed,
     Message,
     MessageDone,
-    Sandbox,
     TextDelta,
     ToolCalled,
     Turn,
@@ -45,7 +47,9 @@ from proxy.errors import (
 from proxy.feed import Feed, Reader
 from proxy.gateway import RequestContext
 from proxy.joining import RETRY_GRACE_S, RetryMark, Running
+from proxy.models import AgentGrant
 from proxy.runtime import Runtime
+from proxy.sandboxing import runs_as_root
 from proxy.sse import DONE, KEEPALIVE, ChunkWriter, frame
 
 log = logging.getLogger(__name__)
@@ -109,8 +113,8 @@ class Terms:
 
     engine: str
     cwd: str
-    sandbox: Sandbox
     grant_id: int | None
+    enclosure: Enclosure | None
     model: str
     service_tier: str | None
 
@@ -165,19 +169,65 @@ async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked:
     record.note(engine=kind, agent_mode=wants_agent)
     workspace = await read(policy.resolve_workspace, caller, asked.wish.cwd)
     record.note(cwd=workspace.path, root_alias=workspace.root.alias)
-    sandbox: Sandbox = "read-only"
-    grant_id = None
-    if wants_agent:
-        grant_id = (await read(policy.find_grant, caller, workspace)).pk
-        record.note(grant_id=grant_id)
-        sandbox = "workspace-write"
-    record.note(sandbox=sandbox)
+    grant = await read(_grant_for, caller, workspace, record) if wants_agent else None
+    if grant is None:
+        record.note(sandbox="read-only")
     inspection = await runtime.usable(kind, options)
     model = policy.resolve_model(asked.model, caller, options, inspection)
     entry = next((known for known in inspection.models if known.id == model), None)
     check_effort(asked, entry)
     check_images(asked, entry)
-    return Terms(kind, workspace.path, sandbox, grant_id, model, tier_to_send(asked, entry))
+    enclosure = None
+    if grant is not None:
+        version = inspection.codex_version
+        enclosure = await _enclose(runtime, context, asker, workspace, grant, version)
+    return Terms(
+        engine=kind,
+        cwd=workspace.path,
+        grant_id=grant.pk if grant else None,
+        enclosure=enclosure,
+        model=model,
+        service_tier=tier_to_send(asked, entry),
+    )
+
+
+def _grant_for(caller: policy.Caller, workspace: policy.Workspace, record: Record) -> AgentGrant:
+    grant = policy.find_grant(caller, workspace)
+    record.note(grant_id=grant.pk, grant_reason=grant.reason, level=grant.level)
+    return grant
+
+
+async def _enclose(
+    runtime: Runtime,
+    context: RequestContext,
+    asker: Asker,
+    workspace: policy.Workspace,
+    grant: AgentGrant,
+    version: str,
+) -> Enclosure:
+    """Return what the agent is confined to, and put it on record.
+
+    Raises `WorkspaceDenied`, or `AgentUnavailable` where nothing proves that it would hold.
+    """
+    config = runtime.config_for(asker.options)
+    enclosure = await read(
+        enclose,
+        asker.caller,
+        workspace,
+        grant,
+        codex_bin=config.codex_bin,
+        codex_home=Path(config.codex_home),
+    )
+    confinement = enclosure.confinement
+    context.record.note(
+        sandbox=confinement.name,
+        network=confinement.has_network,
+        policy_hash=confinement.policy_hash,
+        as_root=runs_as_root(),
+    )
+    proof = await runtime.proofs.require(config, confinement.level, version)
+    context.record.note(proof_id=proof.pk)
+    return enclosure
 
 
 def _start(
@@ -199,7 +249,7 @@ def _start(
         messages=asked.messages,
         cwd=terms.cwd,
         deadline=deadline,
-        sandbox=terms.sandbox,
+        confinement=terms.enclosure.confinement if terms.enclosure else None,
         model=terms.model,
         effort=asked.effort,
         verbosity=asked.verbosity,
@@ -208,7 +258,7 @@ def _start(
         key=str(asker.caller.key_id or asker.caller.name),
         max_queued=asker.caller.max_queued,
     )
-    turn = _with_form(turn, asked)
+    turn = _with_agents_md(_with_form(turn, asked), terms)
     feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
     # From here on these are the turns': a retry may read on when this request is over.
     feed.when_over(held.pop_all().close)
@@ -287,6 +337,13 @@ def _with_form(turn: Turn, asked: Asked) -> Turn:
         schema, instruction = asked.format.schema_for_codex, asked.format.instruction
     said = (Message("developer", instruction),) if instruction else ()
     return replace(turn, output_schema=schema, messages=(*said, *turn.messages))
+
+
+def _with_agents_md(turn: Turn, terms: Terms) -> Turn:
+    """Return the turn with the instructions that lie in its folder, where the grant wants them."""
+    text = terms.enclosure.agents_md if terms.enclosure else ""
+    said = (Message("developer", text),) if text else ()
+    return replace(turn, messages=(*said, *turn.messages))
 
 
 def _must_check(asked: Asked) -> bool:

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +34,20 @@ Body = dict[str, Any]
 Item = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A text as the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool as the answer."""
+
+    item: Item
+
+
 def overrides(base_url: str) -> tuple[str, ...]:
     """Return the `key=value` overrides that make Codex ask the provider at `base_url`."""
     provider = (
@@ -46,19 +60,22 @@ def overrides(base_url: str) -> tuple[str, ...]:
 class DemoProvider:
     """Serves the demo's model provider on a free loopback port, from `start` until `close`.
 
-    `word_pause_s` is the pause after each streamed word, in seconds. The threads are daemons: a
+    `word_pause_s` is the pause after each streamed word, in seconds; `reply` decides what it answers
+    to a request. The threads are daemons: a
     server that dies without `close` is not held up by them.
     """
 
-    def __init__(self, *, word_pause_s: float = 0.02) -> None:
-        self._word_pause_s = word_pause_s
+    def __init__(
+        self, *, word_pause_s: float = 0.02, reply: Callable[[Body], Say | Call] | None = None
+    ) -> None:
+        self._word_pause_s, self._reply = word_pause_s, reply or demo_reply
         self._server: _Server | None = None
 
     def start(self) -> None:
         """Listen, and serve in a thread. Raises `OSError` where no port can be had."""
         if self._server is not None:
             raise RuntimeError("the demo provider runs already")
-        self._server = _Server(self._word_pause_s)
+        self._server = _Server(self._word_pause_s, self._reply)
         # The poll interval is what close() waits for at most.
         threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name="demo-provider", daemon=True
@@ -85,9 +102,9 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, word_pause_s: float) -> None:
+    def __init__(self, word_pause_s: float, reply: Callable[[Body], Say | Call]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.word_pause_s = word_pause_s
+        self.word_pause_s, self.reply = word_pause_s, reply
         self.closing = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -124,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("content-type", "text/event-stream")
         self.send_header("cache-control", "no-store")
         self.end_headers()
-        for event in _events(body, size):
+        for event in _events(self.server.reply(body), body, size):
             self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
             is_word = event["type"] == "response.output_text.delta"
             if is_word and self.server.closing.wait(self.server.word_pause_s):
@@ -166,19 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
 # What it answers.
 
 
-@dataclass(frozen=True, slots=True)
-class _Say:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    item: Item
-
-
-def _events(body: Body, size: int) -> Iterator[Body]:
+def _events(reply: Say | Call, body: Body, size: int) -> Iterator[Body]:
     """Yield the events of the response to `body`, which came in `size` bytes."""
-    reply = _reply(body)
     response: Body = {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
@@ -187,7 +193,7 @@ def _events(body: Body, size: int) -> Iterator[Body]:
         "output": [],
     }
     yield {"type": "response.created", "response": {**response, "status": "in_progress"}}
-    if isinstance(reply, _Say):
+    if isinstance(reply, Say):
         item = _message(reply.text)
         yield from _message_events(item, reply.text)
         said = reply.text
@@ -236,19 +242,20 @@ def _usage(input_bytes: int, output_bytes: int) -> Body:
     }
 
 
-def _reply(body: Body) -> _Say | _Call:
+def demo_reply(body: Body) -> Say | Call:
+    """Return the demo's own answer."""
     items = _input_items(body)
     output = _tool_output(items)
     if output is not None:
         # Codex puts a few lines of its own (wall time, exit code) above what a command printed.
         preamble, found, printed = output.partition("\nOutput:\n")
         shown = _shorten((printed if found else preamble).strip(), MAX_OUTPUT_CHARS)
-        return _Say(f"{NOTICE} What was run on its behalf answered:\n\n```\n{shown}\n```")
-    call = _command_call(_offered_tools(body, items))
+        return Say(f"{NOTICE} What was run on its behalf answered:\n\n```\n{shown}\n```")
+    call = command_call(body, {"cmd": COMMAND})
     if call is not None:
-        return _Call(call)
+        return Call(call)
     question = _shorten(_question(items), MAX_ECHO_CHARS)
-    return _Say(f"{NOTICE} You said: {question}" if question else f"{NOTICE} You said nothing.")
+    return Say(f"{NOTICE} You said: {question}" if question else f"{NOTICE} You said nothing.")
 
 
 def _shorten(text: str, limit: int) -> str:
@@ -310,6 +317,16 @@ def _tool_output(items: list[Item]) -> str | None:
     return None
 
 
+def tool_outputs(body: Body) -> list[str]:
+    """Return everything that tools have answered in this conversation, in order."""
+    items = _input_items(body)
+    return [
+        _text(item.get("output"))
+        for item in items
+        if str(item.get("type")).endswith("_call_output")
+    ]
+
+
 def _offered_tools(body: Body, items: list[Item]) -> list[Item]:
     """Return all tools, whether they came in `tools` or, as lite models get them, as an item."""
     offered = _dicts(body.get("tools"))
@@ -320,17 +337,17 @@ def _offered_tools(body: Body, items: list[Item]) -> list[Item]:
     return offered + nested
 
 
-def _command_call(tools: list[Item]) -> Item | None:
-    """Return the call that runs `COMMAND`, or None where no tool runs commands."""
+def command_call(body: Body, arguments: dict[str, Any]) -> Item | None:
+    """Return the call of `exec_command` with these arguments, or None where no tool runs commands."""
     call_id = f"call_{uuid.uuid4().hex}"
-    for tool in tools:
+    for tool in _offered_tools(body, _input_items(body)):
         if tool.get("type") == "function" and tool.get("name") == "exec_command":
             return {
                 "type": "function_call",
                 "id": f"fc_{uuid.uuid4().hex}",
                 "call_id": call_id,
                 "name": "exec_command",
-                "arguments": json.dumps({"cmd": COMMAND}),
+                "arguments": json.dumps(arguments),
             }
         # Code mode: one tool that runs JavaScript. It is there without a shell too; what the
         # script may call is declared in its description.
@@ -341,7 +358,7 @@ def _command_call(tools: list[Item]) -> Item | None:
                 "id": f"ctc_{uuid.uuid4().hex}",
                 "call_id": call_id,
                 "name": "exec",
-                "input": f"const r = await tools.exec_command({{cmd: {json.dumps(COMMAND)}}});\n"
+                "input": f"const r = await tools.exec_command({json.dumps(arguments)});\n"
                 "text(r.output ?? r);",
             }
     return None

@@ -35,6 +35,8 @@
         EngineProtocolError           502     engine_protocol_error  we could not understand it
         TurnStopped                   499     turn_stopped           we ended it: the client left
         TurnKilled                    403     turn_killed            a person of this server's ended it
+        WorkspaceMoved                403     workspace_denied       another folder since the check
+        AgentUnavailable              503     agent_not_proven, agent_as_root
 
 The status is only data here; `proxy.rendering` alone turns an error into a response. Messages are safe
 to show to a caller: no path, no URL, no key. What only an operator may read goes into the log.
@@ -313,3 +315,15 @@ class TurnKilled(EngineError):
         super().__init__(message)
         self.killed_by = killed_by
         self.kill_reason = kill_reason
+
+
+class WorkspaceMoved(EngineError):
+    """The folder that the policy allowed is not there any more when the turn is to start."""
+
+    status, code, type, outcome = 403, "workspace_denied", "permission_error", "rejected"
+
+
+class AgentUnavailable(EngineError):
+    """Agent mode is off on this server: its sandbox is not proven, or it would run as root."""
+
+    status, code, outcome, retry_after_s = 503, "agent_not_proven", "rejected", 60

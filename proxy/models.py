@@ -655,6 +655,53 @@ class PolicyVersion(models.Model):
         return str(self.number)
 
 
+class SandboxProof(models.Model):
+    """What attacks on the sandbox showed, on one host, for one codex and one form of the policy."""
+
+    host = models.CharField(max_length=200, help_text="Machine, kernel and user it counts for.")
+    codex_version = models.CharField(max_length=32)
+    level = models.CharField(max_length=16, choices=LEVELS)
+    policy_hash = models.CharField(max_length=64, help_text="Of the policy's form, without paths.")
+    facts = models.JSONField(default=dict)
+    probes = models.JSONField(default=list)
+    passed = models.BooleanField()
+    as_root = models.BooleanField()
+    duration_ms = models.PositiveIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+    created_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="+"
+    )
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+        default_permissions = ("add", "view")
+        indexes: ClassVar = [
+            models.Index(
+                fields=["host", "level", "codex_version", "policy_hash", "id"], name="proof_sought"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"proof {self.pk} of level {self.level}"
+
+    @property
+    def broken(self) -> list[dict[str, Any]]:
+        return [probe for probe in self.probes if not probe["held"]]
+
+    @property
+    def why(self) -> str:
+        """Why it did not pass, for an operator; empty where it did."""
+        return "; ".join(
+            f"{probe['name']} ({probe['engine']}): {probe['seen']}" for probe in self.broken
+        )
+
+    @property
+    def public_why(self) -> str:
+        """The same for a caller: without paths or what a command printed."""
+        names = dict.fromkeys(probe["name"] for probe in self.broken)
+        return f"Broken: {', '.join(names)}." if names else ""
+
+
 class ChangeEntry(LogEntry):  # type: ignore[misc] # auditlog has no types
     """A change of the policy on record, as the admin shows it; auditlog writes it."""
 

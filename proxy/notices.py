@@ -1,4 +1,4 @@
-"""What every page has to say: that this is the demo, that Codex is not logged in."""
+"""What every page has to say: this is the demo, Codex is not logged in, agent mode is off or root."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ from django.conf import settings
 from django.http import HttpRequest
 
 from proxy.runtime import last_notice
+from proxy.sandboxing import notice as agent_notice
 
 DEMO = "Demo"
 
 
 def notices(request: HttpRequest) -> dict[str, object]:
-    """Context processor: `demo` (bool) and `codex_notice` (a sentence for the operator, or None)."""
-    return {"demo": settings.DEMO, "codex_notice": last_notice()}
+    """Context processor: `demo` (bool), `codex_notice` and `agent_notice` (sentences, or None).
+
+    The last one is for people who are logged in: it needs the database, and names what is open.
+    """
+    user = getattr(request, "user", None)
+    is_staff = bool(user and user.is_authenticated and user.is_staff)
+    return {
+        "demo": settings.DEMO,
+        "codex_notice": last_notice(),
+        "agent_notice": agent_notice() if is_staff else None,
+    }
 
 
 def environment(request: HttpRequest) -> list[str] | None:

@@ -47,6 +47,7 @@ from proxy.errors import (
     ServerClosing,
 )
 from proxy.joining import Joins
+from proxy.sandboxing import Proofs, agent_mode, granted_levels
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,11 @@ class Queue:
 class Runtime:
     """Owns the engines and, in the demo, their model provider. One per process and event loop."""
 
-    def __init__(self, builders: dict[str, Builder] = BUILDERS) -> None:
+    def __init__(
+        self, builders: dict[str, Builder] = BUILDERS, proofs: Proofs | None = None
+    ) -> None:
         self._builders = builders
+        self.proofs = proofs or Proofs()
         self._seats: dict[str, _Seat] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving: set[_Seat] = set()
@@ -121,9 +125,22 @@ class Runtime:
     async def _warm_up(self) -> None:
         try:
             options = await read(policy.load_options)
-            await self.usable(options.engine, options)
+            inspection = await self.usable(options.engine, options)
         except ProxyError as error:
             log.warning("not ready: %s", error.message)
+            return
+        await self.prove_what_is_granted(options, inspection.codex_version)
+
+    async def prove_what_is_granted(self, options: policy.Options, version: str) -> None:
+        """Make the proofs that live grants will ask for, before the first of their requests does.
+
+        Never raises: what came of it is in the proofs and in the log.
+        """
+        try:
+            for level in await read(granted_levels):
+                await self.proofs.require(self._config(options), level, version)
+        except ProxyError as error:
+            log.warning("agent mode: %s", error.message)
 
     async def usable(
         self, kind: str, options: policy.Options, *, is_fresh: bool = False
@@ -228,6 +245,10 @@ class Runtime:
         seat = self._seats[kind] = _Seat(source, config, self._builders[kind](config))
         return seat
 
+    def config_for(self, options: policy.Options) -> EngineConfig:
+        """Return what an engine for these options is built from."""
+        return self._config(options)
+
     def _config(self, options: policy.Options) -> EngineConfig:
         demo = demo_overrides(self._demo.base_url) if self._demo else ()
         return engine_config(options, more_overrides=demo)
@@ -262,6 +283,7 @@ class Runtime:
     async def aclose(self) -> None:
         """Interrupt the running turns, end every child, and wait for both."""
         self._is_closing = True
+        await self.proofs.aclose()
         seats = [*self._seats.values(), *self._leaving]
         ends = await asyncio.gather(
             *(seat.engine.aclose() for seat in seats), return_exceptions=True
@@ -295,9 +317,12 @@ class Runtime:
 
 def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = ()) -> EngineConfig:
     """Return what an engine is built from, for the options in force; makes its CODEX_HOME."""
-    home = codex_home(options)
+    home, user = codex_home(options), settings.CODEX_USER
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not home.is_dir():
+            home.mkdir(mode=0o700, parents=True)
+            if user is not None:
+                os.chown(home, user.uid, user.gid)
     except OSError as error:
         log.error("CODEX_HOME %s cannot be used: %s", home, error)
         raise EngineUnavailable("The server's CODEX_HOME cannot be used.") from error
@@ -317,6 +342,7 @@ def engine_config(options: policy.Options, *, more_overrides: tuple[str, ...] = 
         max_queue_size=options.max_queue_size,
         queue_timeout_s=options.queue_timeout_seconds,
         login_id=login_id(home),
+        user=user,
     )
 
 
@@ -353,7 +379,7 @@ def child_environment(outbound_proxy: str = "") -> dict[str, str]:
 
 @cache
 def _authorities() -> dict[str, str]:
-    return certificates.spread_out(settings.DATA_DIR.scratch)
+    return certificates.spread_out(settings.DATA_DIR.certificates)
 
 
 def login_id(codex_home: Path) -> str:
@@ -372,10 +398,16 @@ class Health:
 
     def __init__(self) -> None:
         self.reasons: dict[str, str | None] = {}
+        self.remarks: dict[str, str] = {}
         self.checked_at = time.time()
 
     def note(self, item: str, reason: str | None) -> None:
         self.reasons[item] = reason
+
+    def remark(self, item: str, text: str) -> None:
+        """Say something of an item that keeps nobody from being served."""
+        self.reasons[item] = None
+        self.remarks[item] = text
 
     @property
     def is_ready(self) -> bool:
@@ -397,7 +429,7 @@ async def check_health(runtime: Runtime) -> Health:
         return health
     health.note("database", None)
     try:
-        await runtime.usable(options.engine, options, is_fresh=True)
+        inspection = await runtime.usable(options.engine, options, is_fresh=True)
     except NotLoggedIn as error:
         health.note("engine", None)
         health.note("login", error.message)
@@ -407,6 +439,12 @@ async def check_health(runtime: Runtime) -> Health:
     else:
         health.note("engine", None)
         health.note("login", None)
+        await runtime.prove_what_is_granted(options, inspection.codex_version)
+        is_needed, text = await read(agent_mode, inspection.codex_version)
+        if is_needed:
+            health.note("agent_mode", text)
+        else:
+            health.remark("agent_mode", text or "proven")
     return health
 
 

@@ -385,8 +385,11 @@ class Health(BaseModel):
 
 
 class Check(BaseModel):
+    """One thing that a completion needs; `note` tells of one that nobody needs now."""
+
     ok: bool
     reason: str | None
+    note: str | None = None
 
 
 class Readiness(BaseModel):

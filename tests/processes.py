@@ -26,7 +26,9 @@ def environment(data_dir: Path, **more: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("CODEX_PROXY_") and name != "DATABASE_URL"
     }
-    return kept | {"CODEX_PROXY_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1"} | more
+    # Their data directories lie where no other user gets to, so agents run as whoever runs the tests.
+    own = {"CODEX_PROXY_ALLOW_ROOT_AGENT": "1", "PYTHONUNBUFFERED": "1"}
+    return kept | {"CODEX_PROXY_DATA_DIR": str(data_dir)} | own | more
 
 
 def manage(data_dir: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

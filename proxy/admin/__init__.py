@@ -9,8 +9,8 @@ from auditlog.models import LogEntry
 from django.contrib import admin
 
 from proxy import changelog_admin as changelog_admin
-from proxy.admin import grants, keys, options, people, roots
+from proxy.admin import grants, keys, options, people, proofs, roots
 
-__all__ = ["changelog_admin", "grants", "keys", "options", "people", "roots"]
+__all__ = ["changelog_admin", "grants", "keys", "options", "people", "proofs", "roots"]
 
 admin.site.unregister(LogEntry)

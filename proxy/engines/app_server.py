@@ -150,25 +150,24 @@ def thread_parameters(
     params: dict[str, Any] = {
         "ephemeral": ephemeral,
         "approvalPolicy": "never",
-        "sandbox": turn.sandbox,
         "dynamicTools": [dynamic_tool(tool) for tool in turn.tools],
     }
     if turn.tools:
         params["experimentalRawEvents"] = True
     if turn.model is not None:
         params["model"] = turn.model
-    if turn.is_agent:
+    if turn.confinement is not None:
+        turn.confinement.insist()
         params["cwd"] = turn.cwd
-        params["config"] = {
-            **AGENT_CONFIG,
-            "projects": {turn.cwd: {"trust_level": "untrusted"}},
-        }
+        params["permissions"] = turn.confinement.name  # and no sandbox: that would switch it off
+        params["config"] = {**AGENT_CONFIG, **turn.confinement.config()}
         if instructions:
             params["developerInstructions"] = instructions
     else:
         if instructions:
             messages = (Message("developer", instructions), *messages)
         params["cwd"] = "/"
+        params["sandbox"] = "read-only"
         params["environments"] = []
         params["baseInstructions"] = ""
         params["config"] = dict(LEAN_CHAT_CONFIG)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from proxy.engines.confinement import Confinement
     from proxy.engines.running import RunningTurn
     from proxy.errors import EngineError
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
-Sandbox = Literal["read-only", "workspace-write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,9 @@ class Turn:
     """What to ask, where, and under which policy.
 
     `deadline` is absolute, in seconds of the event loop's clock (`loop.time()`, monotonic); it
-    covers queue, start and answer. `cwd` is a real path that the policy has checked. The sandbox
-    decides the mode: `read-only` is a chat turn without environment, `workspace-write` an agent
-    turn. `model` is a name of Codex's catalogue; None leaves the choice to Codex. `tools` are the
+    covers queue, start and answer. `cwd` is a real path that the policy has checked. The confinement
+    decides the mode: without one it is a chat turn, which has no environment; with one an agent
+    turn, whose commands reach what it says. `model` is a name of Codex's catalogue; None leaves the choice to Codex. `tools` are the
     caller's own: a turn ends as completed when the model asks for some of them. `output_schema`
     constrains the answer, in OpenAI's strict form. `key` says whose turn it is, opaquely: the queue
     is fair between keys, and at most `max_queued` turns of one key wait in it. None of the rest
@@ -93,7 +93,7 @@ class Turn:
     messages: tuple[Message, ...]
     cwd: str
     deadline: float
-    sandbox: Sandbox = "read-only"
+    confinement: Confinement | None = None
     model: str | None = None
     effort: str | None = None
     tools: tuple[Tool, ...] = ()
@@ -106,7 +106,12 @@ class Turn:
 
     @property
     def is_agent(self) -> bool:
-        return self.sandbox == "workspace-write"
+        return self.confinement is not None
+
+    @property
+    def sandbox(self) -> str:
+        """What holds the turn, in the audit row's words."""
+        return self.confinement.name if self.confinement else "read-only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +260,15 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """An account of this machine that children run as; its groups beside `gid` are dropped."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything an engine is built from; another value means another engine.
 
@@ -263,7 +277,7 @@ class EngineConfig:
     `login_id` changes when another account logs in, so that workers are replaced then. A worker
     above `worker_max_mb` of resident memory, or older than `worker_max_age_s`, is replaced behind
     its turns; it keeps up to `spare_threads` threads open ahead of need. Without `is_lean` Codex
-    keeps its own catalogue of models.
+    keeps its own catalogue of models. `user` is whom the children run as; None is the server's own.
     """
 
     codex_bin: str
@@ -282,6 +296,7 @@ class EngineConfig:
     max_queue_size: int = 64
     queue_timeout_s: float = 30.0
     login_id: str = field(default="", compare=True)
+    user: User | None = None
 
 
 class Engine(Protocol):

@@ -18,7 +18,9 @@ from typing import Any
 
 import orjson
 
-from proxy.engines.base import EngineConfig
+from proxy.engines.base import EngineConfig, User
+from proxy.engines.launch import as_user
+from proxy.engines.scratch import new_file
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,8 @@ AGENT_CONFIG: Mapping[str, Any] = {
     "skills.include_instructions": False,
     "web_search": "disabled",
     "tools.experimental_request_user_input": {"enabled": False},
-    "sandbox_workspace_write.network_access": False,
-    "sandbox_workspace_write.exclude_slash_tmp": True,
-    "sandbox_workspace_write.exclude_tmpdir_env_var": True,
 }
-"""What an agent keeps, less what a gateway must not offer; writes in the workspace only."""
+"""What an agent keeps, less what a gateway must not offer; its `Confinement` says the rest."""
 
 
 class CatalogueChanged(ValueError):
@@ -95,9 +94,11 @@ async def write_lean(
         return None
     path = folder / ("models-exec-chat.json" if for_exec_chat else "models.json")
     try:
-        bundled = await _bundled(codex_bin, env)
+        text = lean(await _bundled(codex_bin, env, config.user), for_exec_chat=for_exec_chat)
         draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(lean(bundled, for_exec_chat=for_exec_chat))
+        draft.unlink(missing_ok=True)
+        with new_file(draft) as file:
+            file.write(text)
         draft.replace(path)
     except (CatalogueChanged, OSError, TimeoutError) as error:
         log.error("no lean model catalogue, prompts will be larger: %s", error)
@@ -106,7 +107,7 @@ async def write_lean(
     return path
 
 
-async def _bundled(codex_bin: str, env: Mapping[str, str]) -> bytes:
+async def _bundled(codex_bin: str, env: Mapping[str, str], user: User | None) -> bytes:
     process = await asyncio.create_subprocess_exec(
         codex_bin,
         "debug",
@@ -117,6 +118,7 @@ async def _bundled(codex_bin: str, env: Mapping[str, str]) -> bytes:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,
+        **as_user(user),
     )
     try:
         async with asyncio.timeout(READ_BOUND_S):

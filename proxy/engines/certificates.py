@@ -17,6 +17,8 @@ import ssl
 import sys
 from pathlib import Path
 
+from proxy.engines.scratch import new_file
+
 log = logging.getLogger(__name__)
 
 PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -50,6 +52,8 @@ def spread_out(folder: Path, bundle: Path | None = None) -> dict[str, str]:
 
 def _write(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.chmod(0o644)
+    draft.unlink(missing_ok=True)
+    with new_file(draft) as file:
+        file.write(text.encode())
+        os.fchmod(file.fileno(), 0o644)
     draft.replace(path)

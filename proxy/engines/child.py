@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+from proxy.engines.base import User
+from proxy.engines.launch import as_user
 from proxy.engines.reaper import Reaper
 from proxy.errors import EngineUnavailable
 
@@ -63,9 +65,14 @@ class Child(asyncio.SubprocessProtocol):
         cwd: str,
         on_line: Callable[[bytes], None],
         on_end: Callable[[], None],
+        user: User | None = None,
     ) -> Child:
-        """Start the program. Raises `EngineUnavailable` where it cannot be started."""
+        """Start the program, as this user if one is given.
+
+        Raises `EngineUnavailable` where it cannot be started.
+        """
         loop = asyncio.get_running_loop()
+        # It runs as the user already: a change of user would make the kernel forget the signal.
         prefix = parent_death_signal()
         try:
             _, child = await loop.subprocess_exec(
@@ -75,6 +82,7 @@ class Child(asyncio.SubprocessProtocol):
                 env=dict(env),
                 cwd=cwd,
                 start_new_session=True,
+                **as_user(user),
             )
         except OSError as error:
             log.error("cannot start %s: %s", argv[0], error)

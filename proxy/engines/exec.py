@@ -116,6 +116,7 @@ class ExecEngine:
             cwd=turn.cwd if turn.is_agent else str(folder),
             on_line=lines.put,
             on_end=lines.end,
+            user=self.config.user,
         )
         try:
             running.worker = f"exec-{child.pid}"
@@ -160,8 +161,10 @@ class ExecEngine:
             "service_tier": turn.service_tier,
         }
         own |= {name: value for name, value in wishes.items() if value is not None}
-        if turn.is_agent:
-            own |= {**AGENT_CONFIG, "projects": {turn.cwd: {"trust_level": "untrusted"}}}
+        if turn.confinement is not None:
+            turn.confinement.insist()
+            own |= {**AGENT_CONFIG, **turn.confinement.config()}
+            own["default_permissions"] = turn.confinement.name
         else:
             own |= LEAN_CHAT_CONFIG
             own |= {f"features.{feature}": False for feature in EXEC_CHAT_FEATURES_OFF}
@@ -174,7 +177,8 @@ class ExecEngine:
             "--ignore-user-config",
             "--ignore-rules",
         ]
-        flags += ["--sandbox", turn.sandbox]
+        # For an agent no such flag: it would switch the permission profile off.
+        flags += ["--sandbox", "read-only"] if turn.confinement is None else []
         flags += ["--ephemeral"] if self.config.ephemeral else []
         flags += ["--model", turn.model] if turn.model is not None else []
         if turn.output_schema is not None:
@@ -247,7 +251,8 @@ def _too_long(limit: str) -> ContextTooLong:
 
 def _written(folder: Path, text: str, name: str) -> Path:
     path = folder / name
-    path.write_text(text, encoding="utf-8")
+    with scratch.new_file(path) as file:
+        file.write(text.encode())
     return path
 
 
@@ -257,6 +262,7 @@ def _write_images(folder: Path, turn: Turn) -> list[str]:
     for number, image in enumerate(images_of(turn.messages), start=1):
         head, _, payload = image.url.partition(";base64,")
         name = f"image-{number}.{head.rpartition('/')[2]}"
-        (folder / name).write_bytes(base64.b64decode(payload))
+        with scratch.new_file(folder / name) as file:
+            file.write(base64.b64decode(payload))
         names.append(name)
     return names

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 
-from proxy.engines.base import EngineConfig
+from proxy.engines.base import EngineConfig, User
 
 DISABLED = ("apps", "plugins")
 
@@ -49,5 +50,15 @@ def arguments(config: EngineConfig, *more: str, overrides: Iterable[str] = ()) -
 
 
 def environment(config: EngineConfig) -> dict[str, str]:
-    """Return the whole environment of a child."""
-    return {**config.environment, "CODEX_HOME": config.codex_home}
+    """Return the whole environment of a child.
+
+    Codex itself runs `git status` in a workspace, outside the sandbox, and git runs what the
+    repository's configuration names as a filter; an agent could write one. So Codex's own git finds
+    no repository. Commands do not see this variable.
+    """
+    return {**config.environment, "CODEX_HOME": config.codex_home, "GIT_DIR": os.devnull}
+
+
+def as_user(user: User | None) -> dict[str, Any]:
+    """Return what `subprocess` is told so that a child runs as this user, with no other group."""
+    return {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from proxy.engines import mountpoints
 from proxy.engines.base import (
     CommandStarted,
     Completed,
@@ -243,6 +244,8 @@ class Turns:
         running = RunningTurn(turn, drive)
         self._running.add(running)
         running.when_over(lambda: self._running.discard(running))
+        if turn.confinement is not None:
+            running.when_over(mountpoints.enter(turn.confinement))
         if self.is_closed:
             running.stop(ShuttingDown("The server is shutting down."))
         return running

@@ -10,13 +10,29 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 NAME = re.compile(r"codex-(\d+)-")
 
 
 def new_folder(scratch_dir: str) -> Path:
-    """Make a folder that only this user may read. Its maker removes it with `remove`."""
-    return Path(tempfile.mkdtemp(prefix=f"codex-{os.getpid()}-", dir=scratch_dir))
+    """Make a folder that only the owner of `scratch_dir` (the children's user) and root may read.
+
+    Its maker removes it with `remove`.
+    """
+    folder = tempfile.mkdtemp(prefix=f"codex-{os.getpid()}-", dir=scratch_dir)
+    owner = os.stat(scratch_dir)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.chown(folder, owner.st_uid, owner.st_gid)
+    return Path(folder)
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Open a file that is not there yet; whoever put something in its place gets `OSError` instead.
+
+    The children's user may write in these folders: a link that lies there must not be followed.
+    """
+    return path.open("xb")
 
 
 def remove(folder: Path) -> None:

@@ -51,6 +51,8 @@ class ScriptedEngine:
 
     async def _play_inside(self, script: Sequence[Step], running: RunningTurn) -> None:
         running.worker, running.codex_version = "scripted", "0.0.0"
+        if running.turn.confinement is not None:
+            running.turn.confinement.insist()
         running.served_model = running.turn.model or CATALOGUE[0].id
         for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
             running.laps.lap(name)

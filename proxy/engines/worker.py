@@ -139,6 +139,7 @@ class Worker:
             cwd=self.config.scratch_dir,
             on_line=self._receive,
             on_end=self._end,
+            user=self.config.user,
         )
         answer = await self.call(
             "initialize",

@@ -77,7 +77,7 @@ def test_admin_sets_up_a_key_and_finds_its_agent_request_in_the_log(
     page.locator("a[href*='/audit/requestrecord/'][href*='/change/']").click()
     page.wait_for_load_state()
     content = page.content()
-    for expected in ("browser key", "workspace-write", "turn_start", str(folder)):
+    for expected in ("browser key", "codexsite_write", "turn_start", str(folder)):
         assert expected in content
     page.locator(f"a[href='/admin/proxy/agentgrant/{row['grant_id']}/change/']").click()
     expect(page.get_by_text("the demo's harmless command").first).to_be_visible()

@@ -61,7 +61,7 @@ def test_demo_runs_one_harmless_command_in_agent_mode(
     )
     assert f"for-{engine}.txt" in (answer.choices[0].message.content or "")
     row = demo.row_of(answer._request_id or "")
-    assert (row["agent_mode"], row["sandbox"]) == (1, "workspace-write")
+    assert (row["agent_mode"], row["sandbox"]) == (1, "codexsite_write")
     assert row["grant_id"] is not None
 
 

@@ -106,7 +106,7 @@ def test_agent_mode_with_a_grant_runs_the_command_and_the_row_names_the_grant(
     for secret in ("CODEX_PROXY", "DATABASE", "DJANGO", "SECRET"):
         assert secret not in str(output)
     row = live.row_of(answer._request_id or "")
-    assert (row["outcome"], row["sandbox"]) == ("ok", "workspace-write")
+    assert (row["outcome"], row["sandbox"]) == ("ok", "codexsite_write")
     assert row["grant_id"] is not None
     assert (row["cwd"], row["root_alias"]) == (str(folder), "project")
 

@@ -144,7 +144,7 @@ def test_code_mode_runs_the_command_in_a_script(demo):
     tool = {"type": "custom", "name": "exec", "description": description}
     call = called(ask(demo, user("go"), tools=[tool]))
     assert call["type"] == "custom_tool_call"
-    assert f"tools.exec_command({{cmd: {json.dumps(COMMAND)}}})" in call["input"]
+    assert f"tools.exec_command({json.dumps({'cmd': COMMAND})})" in call["input"]
 
 
 def test_code_mode_without_a_shell_is_a_chat(demo):

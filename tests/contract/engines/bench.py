@@ -30,6 +30,7 @@ from proxy.engines.base import (
     Usage,
     UsageReported,
 )
+from proxy.engines.confinement import Confinement
 from proxy.engines.exec import ExecEngine
 from proxy.engines.failures import error_of
 from proxy.engines.running import RunningTurn
@@ -120,6 +121,11 @@ def _has_group(pid: int) -> bool:
     return True
 
 
+def confined(folder: str) -> Confinement:
+    """Return what an agent's turn in a folder runs under."""
+    return Confinement(level="write", workspace=folder, roots=(folder,))
+
+
 class Tick(asyncio.Event):
     """A pause in a script: long enough for others to run."""
 
@@ -187,15 +193,17 @@ class Bench:
         *,
         system: str = "",
         deadline_s: float = WAIT_S,
+        sandbox: str = "read-only",
         **fields: Any,
     ) -> RunningTurn:
-        """Run a turn; the fixture closes it."""
+        """Run a turn, an agent's unless its sandbox is `read-only`; the fixture closes it."""
         messages = [Message("system", system)] if system else []
         turn = Turn(
             request_id=f"r{len(self.turns)}",
             messages=(*messages, Message("user", text)),
-            cwd=fields.pop("cwd", str(self.fake.folder)),
+            cwd=(cwd := fields.pop("cwd", str(self.fake.folder))),
             deadline=asyncio.get_running_loop().time() + deadline_s,
+            confinement=None if sandbox == "read-only" else confined(cwd),
             **fields,
         )
         if isinstance(engine, ScriptedEngine):

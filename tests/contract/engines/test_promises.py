@@ -796,7 +796,7 @@ async def test_a_child_sees_the_listed_environment_only(
 ):
     monkeypatch.setenv("CODEX_PROXY_API_KEY", "secret")
     await events_of(bench.ask(bench.engine(), "say: hi"))
-    listed = {"PATH", "LISTED", "CODEX_HOME"}
+    listed = {"PATH", "LISTED", "CODEX_HOME", "GIT_DIR"}
     added_by_sh_and_python = {"PWD", "SHLVL", "_", "LC_CTYPE", "__CF_USER_TEXT_ENCODING"}
     for record in bench.fake.records():
         if "environment" in record:
@@ -893,9 +893,12 @@ async def test_an_agent_thread_works_in_its_untrusted_folder(bench: Bench):
     (params,) = bench.fake.got("thread/start")
     cwd = running.turn.cwd
     assert params["cwd"] == cwd
-    assert params["sandbox"] == "workspace-write"
+    assert "sandbox" not in params, "a sandbox flag switches the profile off"
+    assert params["permissions"] == "codexsite_write"
+    assert params["config"]["permissions.codexsite_write"]["filesystem"][cwd] == "write"
+    assert not [name for name in params["config"] if name.startswith("sandbox")]
     assert params["approvalPolicy"] == "never"
-    assert params["config"]["projects"] == {cwd: {"trust_level": "untrusted"}}
+    assert params["config"]["projects"][cwd] == {"trust_level": "untrusted"}
     assert params["developerInstructions"] == "be short"
 
 
@@ -928,9 +931,13 @@ async def test_an_exec_agent_works_in_its_untrusted_folder(bench: Bench):
     await events_of(running)
     (record,) = bench.fake.starts("exec")
     argv, settings = record["start"], overrides(record)
-    assert argv[argv.index("--sandbox") + 1] == "workspace-write"
-    assert record["cwd"] == running.turn.cwd
-    assert settings["projects"] == f'{{"{running.turn.cwd}" = {{"trust_level" = "untrusted"}}}}'
+    assert not {"--sandbox", "-s"} & set(argv), "a sandbox flag switches the profile off"
+    assert not [name for name in settings if name.startswith("sandbox")]
+    cwd = running.turn.cwd
+    assert record["cwd"] == cwd
+    assert settings["default_permissions"] == '"codexsite_write"'
+    assert f'"{cwd}" = "write"' in settings["permissions.codexsite_write"]
+    assert f'"{cwd}" = {{"trust_level" = "untrusted"}}' in settings["projects"]
     (prompt,) = bench.fake.prompts()
     assert '"role": "system",\n    "content": "be short"' in prompt
 

@@ -20,11 +20,20 @@ from audit.models import RequestRecord
 from codexsite.asgi import Service, build
 from codexsite.lifecycle import Lifecycle
 from proxy.dbthreads import read
-from proxy.engines.base import Completed, MessageDone, TextDelta, Usage, UsageReported
+from proxy.engines.base import (
+    Completed,
+    EngineConfig,
+    MessageDone,
+    TextDelta,
+    Usage,
+    UsageReported,
+)
+from proxy.engines.confinement import Level
 from proxy.engines.scripted import ScriptedEngine, Step
 from proxy.gateway import is_recorded
-from proxy.models import AllowedRoot, ApiKey, ProxySettings
+from proxy.models import AllowedRoot, ApiKey, ProxySettings, SandboxProof
 from proxy.runtime import Builder, Runtime
+from proxy.sandboxing import Proofs, form_hash, host
 from tests.asgi import AsgiClient, Exchange, running
 
 HELLO: list[Step] = [
@@ -34,6 +43,20 @@ HELLO: list[Step] = [
     UsageReported(Usage(111, 30, 77, 20)),
     Completed(),
 ]
+
+
+async def prove_nothing(config: EngineConfig, level: Level) -> SandboxProof:
+    """Store a proof that passed, for an engine that runs no commands."""
+    return await read(
+        SandboxProof.objects.create,
+        host=host(),
+        codex_version="0.0.0",
+        level=level,
+        policy_hash=form_hash(level),
+        passed=True,
+        as_root=True,
+        duration_ms=1,
+    )
 
 
 class CountingClient(AsgiClient):
@@ -163,7 +186,7 @@ async def site(transactional_db: None, settings: Any, tmp_path: Path) -> AsyncIt
     engine, exec_engine = ScriptedEngine(HELLO), ScriptedEngine(HELLO)
     exec_engine.name = "exec"
     builders: dict[str, Builder] = {"app-server": lambda _: engine, "exec": lambda _: exec_engine}
-    service = Service(Runtime(builders), spool=tmp_path / "spool")
+    service = Service(Runtime(builders, Proofs(prove_nothing)), spool=tmp_path / "spool")
     before = asyncio.all_tasks()
     async with running(build(service)) as application:
         client = CountingClient(application, secret)

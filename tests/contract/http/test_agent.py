@@ -37,9 +37,9 @@ async def worked(site: Any, answer: Exchange, given: AgentGrant) -> None:
     """Check that turn and row say: agent mode, under this grant."""
     assert answer.status == 200, answer.body
     row = await site.recorded(answer, "ok")
-    assert (row.agent_mode, row.grant_id, row.sandbox) == (True, given.pk, "workspace-write")
+    assert (row.agent_mode, row.grant_id, row.sandbox) == (True, given.pk, "codexsite_write")
     assert (site.engine.turns[-1].sandbox, site.engine.turns[-1].is_agent) == (
-        "workspace-write",
+        "codexsite_write",
         True,
     )
 
@@ -190,5 +190,5 @@ async def test_exec_engine_gets_the_same_sandbox(site: Any) -> None:
     await site.change(engine="exec")
     answer = await asked(site)
     row = await site.recorded(answer, "ok")
-    assert (row.engine, row.grant_id, row.sandbox) == ("exec", given.pk, "workspace-write")
-    assert site.exec_engine.turns[0].sandbox == "workspace-write"
+    assert (row.engine, row.grant_id, row.sandbox) == ("exec", given.pk, "codexsite_write")
+    assert site.exec_engine.turns[0].sandbox == "codexsite_write"

@@ -11,7 +11,7 @@ from proxy.engines.scripted import CATALOGUE, ScriptedEngine
 from proxy.errors import EngineUnavailable
 from tests.contract.http.databases import renamed_table
 
-ALL_WELL = dict.fromkeys(("data_directory", "database", "engine", "login"))
+ALL_WELL = dict.fromkeys(("data_directory", "database", "engine", "login", "agent_mode"))
 
 
 async def reasons(site: Any, status: int) -> dict[str, str | None]:
