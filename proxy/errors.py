@@ -16,6 +16,7 @@
       KeyBusy                         429     key_concurrency_exceeded
       ServerUnavailable               503     server_unavailable
       ServerClosing                   503     server_shutting_down   refuses a new request
+      AgentUnavailable                503     agent_not_proven, agent_as_root
       InternalError                   500     internal_error
       EngineError                     502     engine_error
         EngineUnavailable             503     engine_unavailable     cannot start
@@ -36,7 +37,6 @@
         TurnStopped                   499     turn_stopped           we ended it: the client left
         TurnKilled                    403     turn_killed            a person of this server's ended it
         WorkspaceMoved                403     workspace_denied       another folder since the check
-        AgentUnavailable              503     agent_not_proven, agent_as_root
 
 The status is only data here; `proxy.rendering` alone turns an error into a response. Messages are safe
 to show to a caller: no path, no URL, no key. What only an operator may read goes into the log.
@@ -323,7 +323,7 @@ class WorkspaceMoved(EngineError):
     status, code, type, outcome = 403, "workspace_denied", "permission_error", "rejected"
 
 
-class AgentUnavailable(EngineError):
+class AgentUnavailable(ProxyError):
     """Agent mode is off on this server: its sandbox is not proven, or it would run as root."""
 
     status, code, outcome, retry_after_s = 503, "agent_not_proven", "rejected", 60

@@ -56,4 +56,4 @@ def test_apps_and_plugins_are_off():
 
 
 def test_the_environment_is_the_listed_one_with_our_home():
-    assert environment(CONFIG) == {"PATH": "/bin", "CODEX_HOME": "/home"}
+    assert environment(CONFIG) == {"PATH": "/bin", "CODEX_HOME": "/home", "GIT_DIR": "/dev/null"}

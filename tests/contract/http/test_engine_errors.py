@@ -34,6 +34,7 @@ TREE = {
     "EngineProtocolError": (502, "engine_protocol_error", "failed"),
     "TurnStopped": (499, "turn_stopped", "cancelled"),
     "TurnKilled": (403, "turn_killed", "cancelled"),
+    "WorkspaceMoved": (403, "workspace_denied", "rejected"),
 }
 TYPES: dict[Any, str] = {
     400: "invalid_request_error", 403: "permission_error", 429: "rate_limit_error", "insufficient_quota": "insufficient_quota",
@@ -74,7 +75,8 @@ async def test_failure_has_its_status_code_and_outcome(site: Any, name: str, str
     assert answer.error["type"] == TYPES.get(code, TYPES[status])
     if status in (429, 503):
         assert 1 <= int(answer.headers["retry-after"]) <= 60
-    assert answer.headers.get("x-should-retry") == ("false" if status in (403, 504) else None)
+    is_final = status == 504 or name == "TurnKilled"
+    assert answer.headers.get("x-should-retry") == ("false" if is_final else None)
 
 
 @pytest.mark.parametrize("name", TREE)
