@@ -8,7 +8,8 @@ from collections.abc import Sequence
 class StopCutter:
     """Passes text on until a stop text begins in it, whatever pieces the text comes in.
 
-    What could be the beginning of a stop text is held back until it is known not to be one.
+    Of several the one that is complete first counts, as where a model stops by itself. What could be
+    the beginning of a stop text is held back until it is known not to be one.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -22,10 +23,13 @@ class StopCutter:
         if self.has_stopped:
             return ""
         text = self._held + text
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        found = [
+            (place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0
+        ]
         if found:
             self._held, self.has_stopped = "", True
-            return text[: min(found)]
+            _, begin = min(found)
+            return text[:begin]
         keep = self._possible_beginning(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
