@@ -349,6 +349,7 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
             "queue_oldest_seconds": queue.longest_wait_s,
             "turns_running": float(queue.running),
             "turns_capacity": float(queue.capacity),
+            "tasks": float(len(asyncio.all_tasks())),
             "uptime_seconds": uptime_s,
         }
         text = await read(metrics.prometheus_text, gauges)
@@ -359,6 +360,7 @@ async def show_metrics(request: HttpRequest) -> HttpResponse:
             **await read(metrics.counters),
             "engine": options.engine,
             "uptime_seconds": uptime_s,
+            "tasks": len(asyncio.all_tasks()),
             "app_server_pool_started": runtime.current().has_engine("app-server"),
             "queue": _queue_body(queue),
         }

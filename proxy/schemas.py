@@ -434,5 +434,7 @@ class Metrics(BaseModel):
     tokens: dict[str, int]
     engine: str
     uptime_seconds: float
+    tasks: int
+    """Of asyncio, in this process: one that never ends shows here."""
     app_server_pool_started: bool
     queue: Queue

@@ -74,13 +74,14 @@ class LiveSite:
         """Every row, oldest first, once none of them is running any more."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            found = self._rows()
+            found = self.rows_now()
             if all(row["outcome"] != "running" for row in found):
                 return found
             assert time.monotonic() < deadline, found
             time.sleep(0.02)
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows_now(self) -> list[dict[str, Any]]:
+        """Every row, oldest first, running or not."""
         with contextlib.closing(sqlite3.connect(self.data_dir / "db.sqlite3")) as connection:
             connection.row_factory = sqlite3.Row
             query = "SELECT * FROM audit_requestrecord ORDER BY id"
@@ -91,7 +92,7 @@ class LiveSite:
         deadline = time.monotonic() + WAIT_S
         while True:
             wanted = request_id.replace("-", "")
-            found = [row for row in self._rows() if row["request_id"] == wanted]
+            found = [row for row in self.rows_now() if row["request_id"] == wanted]
             if found and found[0]["outcome"] != "running":
                 assert len(found) == 1
                 return found[0]
@@ -102,7 +103,7 @@ class LiveSite:
         """The newest of exactly `count` rows, closed: for a request whose id nobody learnt."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            found = self._rows()
+            found = self.rows_now()
             assert len(found) <= count
             if len(found) == count and found[-1]["outcome"] != "running":
                 return found[-1]

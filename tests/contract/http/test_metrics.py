@@ -41,6 +41,7 @@ async def test_json_counts_requests_by_their_end(site: Any) -> None:
         "waiting": [],
     }
     assert body["uptime_seconds"] > 0
+    assert body["tasks"] >= 1
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,7 @@ async def test_prometheus_gets_the_same_as_text(site: Any, path: str, accept: st
     gauges = ("queue_length", "queue_oldest_seconds", "turns_running")
     assert {f"codexsite_{name} 0.0" for name in gauges} <= set(lines)
     assert "codexsite_turns_capacity 1000.0" in lines
+    assert any(float(line.split()[1]) >= 1 for line in lines if line.startswith("codexsite_tasks "))
 
 
 async def test_metrics_are_not_requests(site: Any) -> None:
