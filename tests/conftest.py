@@ -31,6 +31,12 @@ import django  # noqa: E402 - reads the settings, so after the environment
 django.setup()  # the conftests below import models
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak-turns", default="3000", metavar="N", help="turns of tests/soak (default: 3000)"
+    )
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A fresh, empty data directory, for processes that the test starts."""

@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ class Figures:
     tasks: int
     descriptors: int | None
     threads: int | None
+
+    def with_more(self, count: int) -> Figures:
+        """Return the same with so many more descriptors and threads."""
+        descriptors = None if self.descriptors is None else self.descriptors + count
+        threads = None if self.threads is None else self.threads + count
+        return replace(self, descriptors=descriptors, threads=threads)
 
     def excess_over(self, base: Figures) -> list[str]:
         """Return what is more (or, for processes and folders, other) than in `base`, in words."""
@@ -79,6 +85,10 @@ class Checker:
                 return found
             if time.monotonic() > deadline:
                 raise Leak(f"the server does not come to rest: {before}, then {found}")
+
+    def allow(self, figures: Figures) -> None:
+        """Compare with these from now on."""
+        self._base = figures
 
     def check(self, sent: int) -> None:
         """Wait until all is as it was, and a closed row there for each of `sent` requests.
