@@ -21,7 +21,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -111,8 +111,13 @@ class Comparison:
 class Workspace:
     """One folder, looked at before and after one turn. Used from one thread at a time."""
 
-    def __init__(self, folder: str, limits: Limits) -> None:
+    def __init__(self, folder: str, limits: Limits, closed: Collection[str] = ()) -> None:
+        """`closed` are real paths inside the folder that are not looked at: they are others'."""
         self.folder, self._limits = folder, limits
+        inside = folder.rstrip("/") + "/"
+        self._closed = frozenset(
+            path.removeprefix(inside) for path in closed if path.startswith(inside)
+        )
         self._before: Look | None = None
         self._patched: dict[str, Entry | None] = {}
         self._why_not = ""
@@ -121,7 +126,7 @@ class Workspace:
         """Remember the folder as it is. Never raises OSError: it is then not compared."""
         try:
             with _opened_folder(self.folder) as root:
-                look = _look(root, self._limits, self._limits.files)
+                look = _look(root, self._limits, self._limits.files, self._closed)
                 _copy_texts(root, look, self._limits)
         except OSError as error:
             self._why_not = f"The folder could not be read: {error.strerror}."
@@ -133,7 +138,7 @@ class Workspace:
 
         Returns what the patch did to it, as far as the copies tell; None where they do not.
         """
-        if self._before is None:
+        if self._before is None or not self._is_open(path):
             return None
         try:
             with _opened_folder(self.folder) as root:
@@ -153,6 +158,9 @@ class Workspace:
             return _changed(path, "add", "", text) if text is not None else None
         return _changed(path, "update", old, text) if None not in (old, text) else None
 
+    def _is_open(self, path: str) -> bool:
+        return not any(path == shut or path.startswith(f"{shut}/") for shut in self._closed)
+
     def compare(self) -> Comparison:
         """Look again and return what changed beside the patches. Never raises OSError."""
         before = self._before
@@ -163,7 +171,7 @@ class Workspace:
         try:
             with _opened_folder(self.folder) as root:
                 # The agent may have added files; they must not hide the ones that were there.
-                after = _look(root, self._limits, 2 * self._limits.files)
+                after = _look(root, self._limits, 2 * self._limits.files, self._closed)
                 found = list(_moves_joined(list(_differences(before, after)), before, after))
                 cut = found[: self._limits.changes]
                 changes = [_described(root, change, before, after, deadline) for change in cut]
@@ -220,7 +228,7 @@ def _opened_below(root: int, path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _look(root: int, limits: Limits, most_files: int) -> Look:
+def _look(root: int, limits: Limits, most_files: int, closed: frozenset[str]) -> Look:
     """List the folder from its top down, so that what the bounds cut off lies deepest."""
     look, todo = Look(), deque([""])
     deadline = time.monotonic() + limits.seconds
@@ -238,7 +246,7 @@ def _look(root: int, limits: Limits, most_files: int) -> Look:
                 if os.fstat(fd).st_dev != device:
                     look.left_out.add(folder)
                     continue
-                _list(fd, folder, look, todo, most_files)
+                _list(fd, folder, look, todo, most_files, closed)
         except OSError:  # it went away, or it may not be read
             look.unlisted.add(folder)
     look.unlisted.update(todo)
@@ -247,7 +255,14 @@ def _look(root: int, limits: Limits, most_files: int) -> Look:
     return look
 
 
-def _list(fd: int, folder: str, look: Look, todo: deque[str], most_files: int) -> None:
+def _list(
+    fd: int,
+    folder: str,
+    look: Look,
+    todo: deque[str],
+    most_files: int,
+    closed: frozenset[str],
+) -> None:
     inside = f"{folder}/" if folder else ""
     in_git = folder == ".git" or folder.endswith("/.git")
     with os.scandir(fd) as entries:
@@ -258,8 +273,10 @@ def _list(fd: int, folder: str, look: Look, todo: deque[str], most_files: int) -
             path = f"{inside}{entry.name}"
             if in_git and entry.name in LEFT_OUT_OF_GIT:
                 continue
+            if path in closed and not entry.is_dir(follow_symlinks=False):
+                continue
             if entry.is_dir(follow_symlinks=False):
-                if entry.name in LEFT_OUT:
+                if entry.name in LEFT_OUT or path in closed:
                     look.left_out.add(path)
                 else:
                     todo.append(path)
