@@ -154,7 +154,7 @@ class Trail:
 
 async def _follow(outer: RunningTurn, inner: RunningTurn, trail: TurnTrail) -> None:
     """Hand the inner turn's events on; end when it is over and the folder has been compared."""
-    inner.preparation = trail.look
+    outer.inner, inner.preparation = inner, trail.look
     end: Event | None = None
     try:
         async for event in inner:
