@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
-from audit.actions import fitted, line_of
+from audit.actions import fitted, line_of, slim_line_of
 from audit.models import ActionKind, ActionStatus
 from audit.recorder import Record
 from proxy.engines.agent_calls import files_of_patch
@@ -141,7 +141,7 @@ class Trail:
         """Put on record what is known of an action now. Never raises: the agent is at work."""
         try:
             action.update(fitted(columns))
-            self.record.append(line_of(action))
+            self.record.append(line_of(action), slim=lambda: slim_line_of(action))
         except Exception:
             log.exception("request %s: an action is not on record", self.record.request_id)
         return action

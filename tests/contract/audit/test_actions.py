@@ -127,3 +127,20 @@ def test_columns_are_cut_to_what_every_database_takes():
 def test_a_request_s_line_is_no_action():
     assert is_action(line(uuid.uuid4()))
     assert not is_action(b'{"id":1,"action_count":3}')
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_spool_that_takes_no_more_keeps_an_action_without_its_texts(audit_log):
+    log = audit_log()
+    record = log.open(endpoint="/v1", method="POST")
+    record.save()
+    whole = line(record.request_id, diff="+x\n", path="a")
+
+    def refuse(sent: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    log.append = refuse
+    record.append(whole, slim=lambda: line(record.request_id, path="a"))
+    assert log.flush()
+    action = AgentAction.objects.get()
+    assert (action.path, action.diff) == ("a", "")
