@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -185,9 +185,9 @@ class TurnTrail:
     def __init__(self, trail: Trail, turn: Turn, emit: Callable[[Event], None]) -> None:
         self.folder, self.request_id = turn.cwd, turn.request_id
         held = turn.confinement
-        self._folders = _outermost(held.roots) if held is not None else [turn.cwd]
+        self._folders = _outermost(held.roots, held.closed) if held is not None else [turn.cwd]
         self._closed = held.closed if held is not None else ()
-        self._may_write = held is None or held.level != "read"
+        self._may_write = held is None or held.may_write
         self.companions: set[str] = set()
         self._trail, self._emit = trail, emit
         self._open: dict[str, tuple[Columns, float]] = {}
@@ -438,12 +438,15 @@ class TurnTrail:
         return f"{diff[:most]}\n... {len(diff) - most:,} more characters" if most else ""
 
 
-def _outermost(roots: Iterable[str]) -> list[str]:
-    """Return the roots that lie in no other."""
+def _outermost(roots: Collection[str], closed: Collection[str]) -> list[str]:
+    """Return the roots that no look at another one comes by."""
+
+    def is_seen_from(outer: str, root: str) -> bool:
+        shut = any(is_inside(root, path) and is_inside(path, outer) for path in closed)
+        return outer != root and is_inside(root, outer) and not shut
+
     return [
-        root
-        for root in sorted(set(roots))
-        if not any(other != root and is_inside(root, other) for other in roots)
+        root for root in sorted(set(roots)) if not any(is_seen_from(outer, root) for outer in roots)
     ]
 
 

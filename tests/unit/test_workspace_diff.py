@@ -146,6 +146,18 @@ def test_file_of_several_names_and_what_is_no_file_are_not_read(folder: Path, tm
     assert "hidden" not in str(found)
 
 
+def test_what_is_closed_inside_it_is_not_looked_at(folder: Path):
+    closed = [str(folder / "sub"), str(folder / "b.txt")]
+    workspace = Workspace(str(folder), Limits(), closed)
+    workspace.look_before()
+    for path in ("sub/c.txt", "sub/new.txt", "b.txt", "a.txt"):
+        (folder / path).write_text("of others\n")
+    assert workspace.note_patch("sub/c.txt") is None
+    found = workspace.compare()
+    assert set(changes(found)) == {"a.txt"}
+    assert "Left out: sub." in found.summary
+
+
 def test_large_and_binary_files_are_found_without_their_lines(folder: Path):
     (folder / "large").write_text("x" * (COPY_BYTES + 1))
     (folder / "binary").write_bytes(b"\0\1")

@@ -210,3 +210,12 @@ async def test_columns_hold_no_answer_and_no_prompt(site: Any):
     text = str([vars(action) for action in await actions(site)])
     assert "secret" not in text
     assert "Hello" not in text
+
+
+async def test_agent_that_may_write_nothing_is_not_compared(site: Any):
+    await grant(site, level="read")
+    site.engine.script = [STARTED, FINISHED, *HELLO]
+    await site.client.ask(metadata={"agent": "true"})
+    comparison = (await actions(site))[-1]
+    assert (comparison.kind, comparison.status) == ("comparison", "unfinished")
+    assert "write nothing" in comparison.note
