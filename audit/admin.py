@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+from typing import Any
 
 from django.contrib import admin
 from django.db.models import Model, QuerySet
@@ -13,13 +13,22 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from audit.filters import Choices, ColumnFilter, DayRangeFilter, FlagFilter, PeriodFilter
+from audit.action_admin import trail_of
+from audit.filters import (
+    Choices,
+    ColumnFilter,
+    DayRangeFilter,
+    FlagFilter,
+    KeyFilter,
+    PeriodFilter,
+)
 from audit.listing import (
     WINDOW,
     LogAdmin,
     LogList,
     column,
     distinct_values,
+    find_uuid,
     is_longer_than_window,
     newest_window,
 )
@@ -43,19 +52,6 @@ class OutcomeFilter(ColumnFilter):
 
     def options(self, model: type[Model]) -> Choices:
         return [(value, str(label)) for value, label in Outcome.choices]
-
-
-class KeyFilter(ColumnFilter):
-    """By key, each under the name that it had in its newest request."""
-
-    title, parameter_name = "key", "key_id"
-
-    def options(self, model: type[Model]) -> Choices:
-        found = distinct_values(RequestRecord, "key_id")
-        newest = RequestRecord.objects.in_bulk([row_id for _, row_id in found])
-        named = [(str(key_id), newest[row_id]) for key_id, row_id in found if row_id in newest]
-        labels = [(key_id, f"{row.key_name} ({row.key_prefix}…)") for key_id, row in named]
-        return sorted(labels, key=lambda choice: choice[1].lower())
 
 
 class GrantFilter(ColumnFilter):
@@ -111,13 +107,6 @@ class RequestList(LogList):
         return newest_window(queryset, days.newest_id)
 
 
-def find_uuid(term: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(term.strip())
-    except ValueError:
-        return None
-
-
 def find_prefixes(term: str) -> list[str]:
     """Return the key prefixes on record that begin with the term; the one alone that equals it."""
     term = term.strip().replace("\x00", "")
@@ -152,6 +141,7 @@ class RequestRecordAdmin(LogAdmin):
     fieldsets = (
         (None, {"fields": ("outcome_label", "killed", "status", "error", "created_at", "request_id")}),
         ("Where the time went", {"fields": ("bar", "total", "first_token", "engine_time")}),
+        ("What the agent did", {"fields": ("trail",)}),
         ("Who", {"fields": ("key_link", "key_owner", "client_address", "user_agent")}),
         (
             "What",
@@ -195,6 +185,12 @@ class RequestRecordAdmin(LogAdmin):
             return queryset.filter(key_prefix=prefixes[0]), False
         return queryset.filter(key_prefix__in=prefixes), False
 
+    def get_fieldsets(
+        self, request: HttpRequest, obj: RequestRecord | None = None
+    ) -> list[tuple[str | None, Any]]:
+        is_agent = obj is not None and obj.agent_mode
+        return [found for found in self.fieldsets if is_agent or found[1]["fields"] != ("trail",)]
+
     def get_readonly_fields(
         self, request: HttpRequest, obj: RequestRecord | None = None
     ) -> list[str]:
@@ -218,6 +214,8 @@ class RequestRecordAdmin(LogAdmin):
     @column("engine", two_lines=True)
     def engine_and_mode(self, record: RequestRecord) -> list[str]:
         mode = "agent mode" if record.agent_mode else ""
+        if record.action_count:
+            mode += f", {record.action_count:,} actions"
         stream = "stream" if record.stream else ""
         return [record.engine or UNKNOWN, " · ".join(filter(None, (stream, mode)))]
 
@@ -284,6 +282,10 @@ class RequestRecordAdmin(LogAdmin):
     def bar(self, record: RequestRecord) -> SafeString:
         parts = segments(record.phases or {}, record.total_ms)
         return render_to_string("audit/phases.html", {"segments": parts})
+
+    @column("trail")
+    def trail(self, record: RequestRecord) -> SafeString:
+        return trail_of(record)
 
     @column("key")
     def key_link(self, record: RequestRecord) -> str:

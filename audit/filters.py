@@ -61,6 +61,19 @@ class FlagFilter(ColumnFilter):
         return queryset.filter(**{f"{self.parameter_name}__in": [self.value() == "1"]})
 
 
+class KeyFilter(ColumnFilter):
+    """By key, each under the name that it had in its newest row."""
+
+    title, parameter_name = "key", "key_id"
+
+    def options(self, model: type[Model]) -> Choices:
+        found = distinct_values(model, "key_id")
+        newest: dict[int, Any] = model._base_manager.in_bulk([row_id for _, row_id in found])
+        named = [(str(key_id), newest[row_id]) for key_id, row_id in found if row_id in newest]
+        labels = [(key_id, f"{row.key_name} ({row.key_prefix}…)") for key_id, row in named]
+        return sorted(labels, key=lambda choice: choice[1].lower())
+
+
 class PeriodFilter(DropdownFilter):  # type: ignore[misc] # unfold has no types
     """The last hour, day, week, month."""
 

@@ -6,6 +6,7 @@ Each list is ordered by primary key, newest first, so it is a range scan of the 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -104,23 +105,33 @@ def last_id_before(model: type[Model], column: str, until: datetime) -> int | No
     return highest
 
 
-def is_longer_than_window(model: type[Model]) -> bool:
+def is_longer_than_window(model: type[Model], size: int = WINDOW) -> bool:
     """Tell whether the log holds more than a window shows. Two probes: one for both ends is a scan."""
     rows = model._base_manager
     newest = rows.aggregate(found=Max("id"))["found"] or 0
     oldest = rows.aggregate(found=Min("id"))["found"] or 0
-    return bool(newest - oldest >= WINDOW)
+    return bool(newest - oldest >= size)
 
 
-def newest_window(queryset: QuerySet[Any], newest_id: int | None = None) -> QuerySet[Any]:
-    """Narrow the queryset to the newest `WINDOW` rows of the log, or of what ends at `newest_id`.
+def newest_window(
+    queryset: QuerySet[Any], newest_id: int | None = None, size: int = WINDOW
+) -> QuerySet[Any]:
+    """Narrow the queryset to the newest `size` rows of the log, or of what ends at `newest_id`.
 
     Two conditions that hold together for few rows only would else be looked for in all rows of
     the one that an index answers.
     """
     if newest_id is None:
         newest_id = queryset.model._base_manager.aggregate(found=Max("id"))["found"] or 0
-    return queryset.filter(id__gt=newest_id - WINDOW)
+    return queryset.filter(id__gt=newest_id - size)
+
+
+def find_uuid(term: str) -> uuid.UUID | None:
+    """Return the id that a search term is, if it is one."""
+    try:
+        return uuid.UUID(term.strip())
+    except ValueError:
+        return None
 
 
 class LogList(ChangeList):  # type: ignore[misc] # unfold has no types

@@ -114,6 +114,83 @@ class RequestRecord(models.Model):
         return str(self.request_id)
 
 
+class ActionKind(models.TextChoices):
+    COMMAND = "command", "command"
+    INPUT = "input", "typed into a command"
+    PATCH = "patch", "patch"
+    SHELL_CHANGE = "shell_change", "changed by no patch"
+    WEB_SEARCH = "web_search", "web search"
+    MCP_CALL = "mcp_call", "MCP call"
+    ESCALATION_REFUSED = "escalation_refused", "escalation refused"
+    COMMAND_REFUSED = "command_refused", "command refused"
+    PATCH_REFUSED = "patch_refused", "patch refused"
+    COMPARISON = "comparison", "folder compared"
+
+
+class ActionStatus(models.TextChoices):
+    RUNNING = "running", "running"
+    COMPLETED = "completed", "completed"
+    FAILED = "failed", "failed"
+    REFUSED = "refused", "refused"
+    UNFINISHED = "unfinished", "unfinished"
+
+
+class AgentAction(models.Model):
+    """One thing that an agent did, or was refused, in the turn of one request; in order by `number`.
+
+    It names its request by id and has no foreign key: both travel through the spool, and what an
+    agent did before a crash is on record even where its request's row is not. The key's columns are
+    copied, as in the request's row. None means unknown. What a list searches in comes before what
+    may be long: SQLite reads a row from its beginning.
+    """
+
+    request_id = models.UUIDField()
+    number = models.PositiveIntegerField()
+    created_at = models.DateTimeField(db_index=True)
+    instance = models.CharField(max_length=32)
+    boot = models.CharField(max_length=32)
+
+    key_id = models.BigIntegerField(null=True)
+    key_name = models.CharField(max_length=100, blank=True)
+    key_prefix = models.CharField(max_length=32, blank=True)
+    key_owner = models.CharField(max_length=150, blank=True)
+    root_alias = models.CharField(max_length=64, blank=True)
+
+    kind = models.CharField(max_length=24, choices=ActionKind.choices)
+    change = models.CharField(max_length=8, blank=True)
+    status = models.CharField(max_length=16, choices=ActionStatus.choices)
+    exit_code = models.IntegerField(null=True)
+    duration_ms = models.PositiveBigIntegerField(null=True)
+    path = models.CharField(max_length=1000, blank=True)
+    moved_to = models.CharField(max_length=1000, blank=True)
+    cwd = models.CharField("working directory", max_length=1000, blank=True)
+    command = models.TextField(blank=True, max_length=20_000)
+    note = models.CharField(max_length=1000, blank=True)
+
+    lines_added = models.PositiveIntegerField(null=True)
+    lines_removed = models.PositiveIntegerField(null=True)
+    output_bytes = models.PositiveBigIntegerField(null=True)
+    output_sha256 = models.CharField(max_length=64, blank=True)
+    output_head = models.TextField(blank=True)
+    output_tail = models.TextField(blank=True)
+    diff = models.TextField(blank=True)
+
+    class Meta:
+        verbose_name = "action"
+        ordering: ClassVar = ["-id"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["request_id", "number"], name="one_action_a_number")
+        ]
+        # As for requests: each list is a range scan, newest first without a sort.
+        indexes: ClassVar = [
+            models.Index(fields=[column, "id"], name=f"action_{column}")
+            for column in ("key_id", "kind", "status", "exit_code")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.request_id} #{self.number}"
+
+
 class RequestCounter(models.Model):
     """How many requests have ended, by outcome and status: counted where the row is closed."""
 

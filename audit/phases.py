@@ -10,6 +10,7 @@ PHASES: dict[str, tuple[str, str]] = {
     "auth": ("finding the key", "#64748b"),
     "policy": ("options, root, grant", "#8b5cf6"),
     "queue_wait": ("waiting for a free engine", "#f59e0b"),
+    "workspace_before": ("looking at the agent's folder", "#a3a3a3"),
     "worker_start": ("starting a worker", "#ef4444"),
     "process_spawn": ("starting the process", "#ef4444"),
     "thread_start": ("opening Codex's thread", "#ec4899"),
@@ -17,6 +18,7 @@ PHASES: dict[str, tuple[str, str]] = {
     "first_event": ("until Codex's first event", "#0ea5e9"),
     "first_delta": ("until the first words", "#4f46e5"),
     "answer": ("the answer itself", "#10b981"),
+    "workspace_after": ("comparing the agent's folder", "#a3a3a3"),
     "joined": ("reading another request's answer", "#10b981"),
     "response": ("finishing the response", "#84cc16"),
 }

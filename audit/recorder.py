@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
@@ -96,6 +97,16 @@ class Record:
             self._journal.append(_line_of(self.fields))
             self._has_begun = True
 
+    def append(self, line: bytes, *, slim: Callable[[], bytes]) -> None:
+        """Put a line of something that belongs to this request, which runs, on record.
+
+        Never raises OSError: what cannot be appended now the writer stores later, as `slim` has it.
+        """
+        try:
+            self._journal.append(line)
+        except OSError:
+            self._journal.keep(slim(), has_begun=True)
+
     def close(
         self,
         outcome: str,
@@ -159,13 +170,13 @@ def is_closed(row: dict[str, Any]) -> bool:
 def _fitting(name: str, value: Any) -> Any:  # noqa: ANN401 - a column's value may be anything
     """Return the value as every database takes it: one row that none takes would be lost."""
     if isinstance(value, str):
-        return _plain(value)[: _LENGTHS.get(name)]
+        return plain(value)[: _LENGTHS.get(name)]
     if name in _LARGEST and isinstance(value, int) and not 0 <= value <= _LARGEST[name]:
         return None  # unknown rather than wrong
     return value
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return the text without NUL (PostgreSQL refuses it) and half surrogates (JSON does)."""
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode("utf-8")

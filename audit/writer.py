@@ -31,6 +31,7 @@ from django.db import (
 )
 from django.db.models import Count, Sum
 
+from audit import actions
 from audit.models import Outcome, RequestCounter, RequestRecord
 from audit.recorder import Record, is_closed
 from audit.spool import MAX_BYTES, Spool, read_lines
@@ -250,9 +251,28 @@ class AuditLog:
     # --- Batches ----------------------------------------------------------------------------
 
     def _store(self, lines: Sequence[bytes]) -> None:
-        rows = merged(self._readable(lines))
+        acted = [line for line in lines if actions.is_action(line)]
+        rows = merged(self._readable(line for line in lines if not actions.is_action(line)))
+        # Before the rows: whoever sees that a request is over sees all it did.
+        request_ids: set[uuid.UUID] = set()
+        for start in range(0, len(acted), BATCH_ROWS):
+            request_ids |= self._store_actions(acted[start : start + BATCH_ROWS])
         for start in range(0, len(rows), BATCH_ROWS):
             self._store_batch(rows[start : start + BATCH_ROWS])
+        actions.count(sorted(request_ids))
+
+    def _store_actions(self, lines: Sequence[bytes]) -> set[uuid.UUID]:
+        try:
+            return actions.commit(lines)
+        except _POISON:
+            stored = set()
+            for line in lines:
+                try:
+                    stored |= actions.commit([line])
+                except _POISON:
+                    logger.exception("An action cannot be stored; it is kept in rejected.jsonl")
+                    self._spool.set_aside(line)
+            return stored
 
     def _store_batch(self, rows: Sequence[Row]) -> None:
         try:
@@ -295,6 +315,7 @@ class AuditLog:
             self._store_segments(self._spool.leftovers())
             self._spool.forget_leftovers()
             self._interrupt_dead()
+            actions.end_dead(self.instance, self._spool.is_alive)
             self._spool.remove_dead_locks()
 
     def _interrupt_dead(self) -> None:

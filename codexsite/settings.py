@@ -363,6 +363,7 @@ UNFOLD = {
                 "items": [
                     _page("Running now", "monitoring", "running", "audit.view_requestrecord"),
                     _page("Requests", "list_alt", "admin:audit_requestrecord_changelist", "audit.view_requestrecord"),
+                    _page("Agent actions", "terminal", "admin:audit_agentaction_changelist", "audit.view_agentaction"),
                     _page("Changes", "history", "admin:proxy_changeentry_changelist", "proxy.view_changeentry"),
                 ],
             },

@@ -178,6 +178,8 @@ async def _complete(
         ],
         "usage": exchange.usage(),
     }
+    if exchange.asked.wish.show_actions:
+        body["actions"] = list(exchange.actions.values())
     return _with_notes(json_response(body), exchange)
 
 

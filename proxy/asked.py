@@ -36,6 +36,7 @@ class Wish:
 
     cwd: str | None
     agent: bool | None
+    show_actions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Asked:
             "effort": self.effort,
             "verbosity": self.verbosity,
             "service_tier": self.service_tier,
+            "show_actions": self.wish.show_actions,
         }
         return {name: value for name, value in found.items() if value}
 
@@ -202,19 +204,27 @@ def wish_of(metadata: dict[str, Any] | None) -> Wish:
     """Return the parts of `metadata` that mean something here. Raises `InvalidRequest`."""
     metadata = metadata or {}
     _check_size(metadata)
-    cwd, agent = metadata.get("cwd"), metadata.get("agent")
+    cwd = metadata.get("cwd")
     if cwd is not None and not isinstance(cwd, str):
         raise InvalidRequest(
             "Invalid type for 'metadata.cwd': expected a string.",
             param="metadata.cwd",
             code="invalid_type",
         )
-    if agent is not None and str(agent).lower() not in ("true", "false"):
+    return Wish(cwd, _flag(metadata, "agent"), bool(_flag(metadata, "show_actions")))
+
+
+def _flag(metadata: dict[str, Any], name: str) -> bool | None:
+    """Return a yes or no, which metadata says in words; None where it does not say."""
+    value = metadata.get(name)
+    if value is None:
+        return None
+    if str(value).lower() not in ("true", "false"):
         raise InvalidRequest(
-            'Invalid value for \'metadata.agent\': expected "true" or "false".',
-            param="metadata.agent",
+            f'Invalid value for \'metadata.{name}\': expected "true" or "false".',
+            param=f"metadata.{name}",
         )
-    return Wish(cwd, None if agent is None else str(agent).lower() == "true")
+    return str(value).lower() == "true"
 
 
 def _check_size(metadata: dict[str, Any]) -> None:

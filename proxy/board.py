@@ -118,8 +118,10 @@ class Entry:
 
 
 def _front(turn: RunningTurn) -> RunningTurn:
-    """Return the turn that does the work: one whose answer is checked has another do it."""
-    return turn.inner or turn
+    """Return the turn that does the work: one that checks or records has another do it."""
+    while turn.inner is not None:
+        turn = turn.inner
+    return turn
 
 
 class Board:

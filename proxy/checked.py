@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from proxy.answers import total_usage
 from proxy.engines.base import (
+    ActionRecorded,
     AnswerRestarted,
     Completed,
     Event,
@@ -89,7 +90,7 @@ async def _whole_text(
                 case ToolCalled():
                     has_calls = True
                     outer.emit(event)
-                case ReasoningDelta():
+                case ReasoningDelta() | ActionRecorded() | MessageDone(is_commentary=True):
                     outer.emit(event)
                 case Failed(error):
                     if isinstance(error, AnswerIncomplete) and text:

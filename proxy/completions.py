@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from proxy.models import AgentGrant
 from proxy.runtime import Runtime
 from proxy.sandboxing import runs_as_root
 from proxy.sse import DONE, KEEPALIVE, ChunkWriter, frame
+from proxy.trail import Kept, Trail, shown
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class Exchange:
     service_tier: str
     is_checked: bool
     shows_reasoning: bool
+    actions: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    """What the client asked to see of the agent, by (choice, place); the last word on each."""
 
     @property
     def turns(self) -> list[RunningTurn]:
@@ -117,6 +120,7 @@ class Terms:
     enclosure: Enclosure | None
     model: str
     service_tier: str | None
+    root: str
 
 
 async def begin(
@@ -188,6 +192,7 @@ async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked:
         enclosure=enclosure,
         model=model,
         service_tier=tier_to_send(asked, entry),
+        root=workspace.root_path,
     )
 
 
@@ -259,6 +264,13 @@ def _start(
         max_queued=asker.caller.max_queued,
     )
     turn = _with_agents_md(_with_form(turn, asked), terms)
+    if turn.is_agent:
+        kept = Kept(
+            output_chars=asker.options.action_output_chars,
+            diff_chars=asker.options.action_diff_chars,
+            compared_files=asker.options.compared_files,
+        )
+        run = Trail(context.record, terms.root, kept, runtime.workplaces).watch(run)
     feed = Feed([_run(run, turn, asked) for _ in range(asked.choices)])
     # From here on these are the turns': a retry may read on when this request is over.
     feed.when_over(held.pop_all().close)
@@ -447,6 +459,7 @@ async def whole_answers(exchange: Exchange) -> list[Answer]:
     while not all(answer.is_over for answer in answers):
         numbered = await exchange.reader.next_event()
         assert numbered is not None  # noqa: S101 - no timeout was given
+        action_shown(exchange, numbered)
         _take(exchange, answers, numbered)
     return answers
 
@@ -458,6 +471,17 @@ def _take(exchange: Exchange, answers: list[Answer], numbered: Numbered) -> list
     if answer.is_over and not isinstance(event, Completed | Failed):
         exchange.reader.feed.stop(index)  # cut by a stop text or the limit: the rest costs money
     return deltas
+
+
+def action_shown(exchange: Exchange, numbered: Numbered) -> dict[str, Any] | None:
+    """Return the action or remark in this event where the client asked to see them, and keep it."""
+    index, event = numbered
+    found = shown(event) if exchange.asked.wish.show_actions else None
+    if found is None:
+        return None
+    found = {"choice": index, **found}
+    exchange.actions[index, found.get("number", -1 - len(exchange.actions))] = found
+    return found
 
 
 async def stream_answers(
@@ -513,6 +537,9 @@ async def _pieces(
         if isinstance(event, AnswerRestarted) and answers[index].is_mid_message:
             raise broken_off()
         was_over = answers[index].is_over
+        if not was_over and (action := action_shown(exchange, numbered)) is not None:
+            yield writer.action(action, index)
+            sent_at = clock()
         for delta in _take(exchange, answers, numbered):
             if piece := writer.delta(delta, index):  # the legacy endpoint shows no reasoning
                 yield piece

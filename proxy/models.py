@@ -586,6 +586,26 @@ class ProxySettings(models.Model):
         default=False,
         help_text="Requests that do not say ask for agent mode. A live grant is needed all the same.",
     )
+    action_output_chars = models.PositiveIntegerField(
+        "output kept",
+        default=2_000,
+        validators=[MaxValueValidator(100_000)],
+        help_text="Characters of the first and of the last lines of an agent's command that are kept "
+        "on record. Output is content: 0 keeps none of it, only its size and its SHA-256.",
+    )
+    action_diff_chars = models.PositiveIntegerField(
+        "diff kept",
+        default=20_000,
+        validators=[MaxValueValidator(1_000_000)],
+        help_text="Characters of the diff of a file that an agent changed. 0 keeps none of it.",
+    )
+    compared_files = models.PositiveIntegerField(
+        "files compared",
+        default=20_000,
+        validators=[MaxValueValidator(500_000)],
+        help_text="An agent's folder is compared before and after its turn, up to so many files, to "
+        "find what its commands changed. 0 does not compare.",
+    )
     fast = models.BooleanField(
         default=False, help_text="Low reasoning effort, unless an override sets it."
     )

@@ -72,6 +72,9 @@ class Options:
     codex_configs: tuple[str, ...]
     ephemeral: bool
     agent: bool
+    action_output_chars: int
+    action_diff_chars: int
+    compared_files: int
     fast: bool
     reasoning: bool
     max_choices: int
@@ -243,10 +246,11 @@ def _caller_of(key: ApiKey, options: Options) -> Caller:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The real path where a turn works, and the root that allows it."""
+    """The real path where a turn works, and the root that allows it, with that one's real path."""
 
     path: str
     root: Root
+    root_path: str
 
 
 def resolve_workspace(caller: Caller, asked: str | None) -> Workspace:
@@ -273,7 +277,8 @@ def resolve_workspace(caller: Caller, asked: str | None) -> Workspace:
     # Looked at again here: a root may have become a link to somewhere else since it was named.
     if not is_there or not holding or opens_data_directory(Path(real)):
         raise WorkspaceDenied(WRONG_FOLDER, param="metadata.cwd")
-    return Workspace(real, max(holding, key=lambda held: len(held[0]))[1])
+    root_path, root = max(holding, key=lambda held: len(held[0]))
+    return Workspace(real, root, root_path)
 
 
 def find_grant(caller: Caller, workspace: Workspace) -> AgentGrant:

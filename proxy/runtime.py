@@ -48,6 +48,7 @@ from proxy.errors import (
 )
 from proxy.joining import Joins
 from proxy.sandboxing import Proofs, agent_mode, granted_levels
+from proxy.trail import Workplaces
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Runtime:
         self._log_level = ""
         self.joins = Joins()
         self.board = Board()
+        self.workplaces = Workplaces()
         self._demo: DemoProvider | None = None
         self._is_closing = False
         self.notice: str | None = None

@@ -146,7 +146,8 @@ class ChatCompletionRequest(_Lenient):
     stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = Field(
         None,
-        description='`cwd`: a folder or a root\'s alias to work in. `agent`: "true" asks for agent mode.',
+        description='`cwd`: a folder or a root\'s alias to work in. `agent`: "true" asks for agent mode. '
+        '`show_actions`: "true" shows what the agent does, in extra fields of the answer.',
     )
     n: AtLeastOne | None = None
     stop: Annotated[str | list[str] | None, Described(str | StopTexts | None)] = None
@@ -270,6 +271,37 @@ class AssistantMessage(BaseModel):
     function_call: CalledFunction | None = None
 
 
+class CodexAction(BaseModel):
+    """One action of an agent, or a remark of the model on the way (`commentary`, with `text`).
+
+    Shown only with `metadata.show_actions`. An action that lasts comes twice in a stream, under one
+    `number`: as `running`, and whole. What is not known is left out.
+    """
+
+    type: Literal[
+        "command", "input", "patch", "shell_change", "web_search", "mcp_call",
+        "escalation_refused", "command_refused", "patch_refused", "comparison", "commentary",
+    ]  # fmt: skip
+    choice: int
+    number: int | None = None
+    status: Literal["running", "completed", "failed", "refused", "unfinished"] | None = None
+    text: str | None = None
+    command: str | None = None
+    change: Literal["add", "update", "delete", "move"] | None = None
+    path: str | None = None
+    moved_to: str | None = None
+    exit_code: int | None = None
+    duration_ms: int | None = None
+    lines_added: int | None = None
+    lines_removed: int | None = None
+    output_bytes: int | None = None
+    output_sha256: str | None = None
+    output_head: str | None = None
+    output_tail: str | None = None
+    diff: str | None = None
+    note: str | None = None
+
+
 class Choice(BaseModel):
     index: int
     message: AssistantMessage
@@ -288,6 +320,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str | None
     choices: list[Choice]
     usage: CompletionUsage | None
+    actions: list[CodexAction] | None = None
 
 
 class CalledFunctionDelta(BaseModel):
@@ -333,6 +366,7 @@ class ChatCompletionChunk(BaseModel):
     system_fingerprint: str | None
     choices: list[ChunkChoice]
     usage: CompletionUsage | None = None
+    codex_action: CodexAction | None = None
 
 
 class TextChoice(BaseModel):
@@ -352,6 +386,8 @@ class TextCompletion(BaseModel):
     system_fingerprint: str | None
     choices: list[TextChoice]
     usage: CompletionUsage | None = None
+    actions: list[CodexAction] | None = None
+    codex_action: CodexAction | None = None
 
 
 class Model(BaseModel):

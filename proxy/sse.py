@@ -57,6 +57,17 @@ class ChunkWriter:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         return self._chunk(choice)
 
+    def action(self, action: dict[str, Any], index: int = 0) -> bytes:
+        """What an agent did, beside an empty delta: a client that does not know it sees nothing."""
+        usage = {"usage": None} if self._include_usage else {}
+        return frame(
+            {**self._head, "choices": [self._nothing(index)], **usage, "codex_action": action}
+        )
+
+    @staticmethod
+    def _nothing(index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None}
+
     def finish(self, reason: str, index: int = 0) -> bytes:
         """The one end of a choice."""
         choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
@@ -83,6 +94,10 @@ class TextChunkWriter(ChunkWriter):
 
     def finish(self, reason: str, index: int = 0) -> bytes:
         return self._chunk(self._choice("", index, reason))
+
+    @staticmethod
+    def _nothing(index: int) -> dict[str, Any]:
+        return TextChunkWriter._choice("", index, None)
 
     @staticmethod
     def _choice(text: str, index: int, reason: str | None) -> dict[str, Any]:

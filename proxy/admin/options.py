@@ -40,7 +40,10 @@ class ProxySettingsAdmin(PolicyAdmin):
         ),
         ("Answers", ("reasoning", "max_choices", "fetch_images")),
         ("Where keys without roots work", ("allowed_roots", "default_cwd")),
-        ("Agent mode", ("agent",)),
+        (
+            "Agent mode",
+            ("agent", "action_output_chars", "action_diff_chars", "compared_files"),
+        ),
         ("Log", ("log_level",)),
     )  # fmt: skip
 

@@ -70,6 +70,7 @@ class AppServerEngine:
     async def _drive(self, running: RunningTurn) -> None:
         async with self.gate.place(running.turn):
             running.laps.lap("queue_wait")
+            await running.prepare()
             await with_second_try(running, self._attempt)
 
     async def _attempt(self, running: RunningTurn) -> None:
@@ -152,7 +153,7 @@ def thread_parameters(
         "approvalPolicy": "never",
         "dynamicTools": [dynamic_tool(tool) for tool in turn.tools],
     }
-    if turn.tools:
+    if turn.tools or turn.is_agent:  # only raw items show all calls, and what was refused
         params["experimentalRawEvents"] = True
     if turn.model is not None:
         params["model"] = turn.model

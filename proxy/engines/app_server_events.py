@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxy.engines.agent_calls import RefusedCalls, json_text, plain_diff
 from proxy.engines.base import (
     AnswerRestarted,
     CommandFinished,
+    CommandInput,
     CommandStarted,
     Completed,
     Event,
     Failed,
     FileChange,
+    McpCalled,
     MessageDone,
     ReasoningDelta,
     TextDelta,
@@ -19,6 +22,7 @@ from proxy.engines.base import (
     ToolCalled,
     Usage,
     UsageReported,
+    WebSearched,
 )
 from proxy.engines.failures import broken_off, error_of
 from proxy.errors import AnswerIncomplete, TurnStopped
@@ -41,6 +45,7 @@ class TurnReader:
     def __init__(self, *, is_chat: bool = False) -> None:
         self._is_chat = is_chat
         self._calls = 0
+        self._refused = RefusedCalls()
         self.turn_id = ""
         self.rerouted_to = ""
         self.has_ended = False
@@ -60,6 +65,8 @@ class TurnReader:
                 return [ReasoningDelta(params["delta"])]
             case "item/started" if isinstance(item, dict):
                 return self._item_started(item)
+            case "item/commandExecution/terminalInteraction" if params.get("stdin"):
+                return [CommandInput(params["itemId"], params["stdin"])]
             case "item/completed" if isinstance(item, dict):
                 return self._item_completed(item)
             # What was injected is told as raw items too, under another turn's id.
@@ -95,19 +102,23 @@ class TurnReader:
         return AnswerRestarted()
 
     def _raw_item(self, item: dict[str, Any]) -> list[Event]:
+        if not self._is_chat:
+            return self._refused.read(item)
         if item["type"] != "function_call":
             return []
         self._calls += 1
         return [ToolCalled(ToolCall(item["call_id"], item["name"], item["arguments"]))]
 
     def _item_started(self, item: dict[str, Any]) -> list[Event]:
+        self._refused.carried_out(str(item.get("id")))
         if item["type"] == "agentMessage" and item.get("phase") == "commentary":
             self._commentary.add(item["id"])
         if item["type"] == "commandExecution":
-            return [CommandStarted(item["id"], item["command"])]
+            return [CommandStarted(item["id"], item["command"], item.get("cwd") or "")]
         return []
 
     def _item_completed(self, item: dict[str, Any]) -> list[Event]:
+        self._refused.carried_out(str(item.get("id")))
         match item["type"]:
             case "agentMessage":
                 return self._message(item)
@@ -115,6 +126,10 @@ class TurnReader:
                 return [command_finished(item)]
             case "fileChange":
                 return file_changes(item)
+            case "webSearch":
+                return [WebSearched(str(item.get("query") or ""))]
+            case "mcpToolCall":
+                return [mcp_called(item)]
         return []
 
     def _message(self, item: dict[str, Any]) -> list[Event]:
@@ -157,11 +172,27 @@ def command_finished(item: dict[str, Any]) -> CommandFinished:
         exit_code=item.get("exitCode"),
         duration_ms=item.get("durationMs"),
         output=item.get("aggregatedOutput") or "",
+        cwd=item.get("cwd") or "",
     )
 
 
 def file_changes(item: dict[str, Any]) -> list[Event]:
-    return [
-        FileChange(change["path"], change["kind"]["type"], change.get("diff") or "")
-        for change in item["changes"]
-    ]
+    status = item.get("status") or "completed"
+    return [_file_change(change, status) for change in item["changes"]]
+
+
+def _file_change(change: dict[str, Any], status: str) -> FileChange:
+    kind, moved_to = change["kind"]["type"], change["kind"].get("move_path") or ""
+    diff = plain_diff(kind, change.get("diff") or "", moved_to)
+    return FileChange(change["path"], "move" if moved_to else kind, diff, moved_to, status)
+
+
+def mcp_called(item: dict[str, Any]) -> McpCalled:
+    return McpCalled(
+        server=str(item.get("server") or ""),
+        tool=str(item.get("tool") or ""),
+        arguments=json_text(item.get("arguments")),
+        status=str(item.get("status") or ""),
+        duration_ms=item.get("durationMs"),
+        output=json_text(item.get("error") or item.get("result")),
+    )

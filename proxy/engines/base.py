@@ -165,10 +165,19 @@ class AnswerRestarted:
 
 @dataclass(frozen=True, slots=True)
 class CommandStarted:
-    """The agent runs a command."""
+    """The agent runs a command; `cwd` is empty where the engine does not say."""
 
     item_id: str
     command: str
+    cwd: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandInput:
+    """The agent typed into a command that runs: it may be a shell, so this is an action too."""
+
+    item_id: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +190,60 @@ class CommandFinished:
     exit_code: int | None
     duration_ms: int | None
     output: str
+    cwd: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """The agent's patch touched a file; `kind` is add, update or delete."""
+    """The agent's patch touched a file; `kind` is add, update, delete or move (to `moved_to`).
+
+    `diff` is a unified one, without file names; None where the engine does not show it.
+    """
 
     path: str
     kind: str
-    diff: str = ""
+    diff: str | None = None
+    moved_to: str = ""
+    status: str = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class WebSearched:
+    """The agent searched the web, or opened a page there."""
+
+    query: str
+
+
+@dataclass(frozen=True, slots=True)
+class McpCalled:
+    """The agent called a tool of an MCP server; `arguments` is JSON, `output` its answer or error."""
+
+    server: str
+    tool: str
+    arguments: str
+    status: str
+    duration_ms: int | None
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Codex did not do what the model asked for: `what` is escalation, command or patch.
+
+    `asked` is the command or the patch, `reason` what the model was told.
+    """
+
+    what: str
+    asked: str
+    reason: str
+    cwd: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRecorded:
+    """An action of the agent's is on record as these columns; again when more is known of it."""
+
+    columns: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,8 +273,13 @@ Event = (
     | ToolCalled
     | AnswerRestarted
     | CommandStarted
+    | CommandInput
     | CommandFinished
     | FileChange
+    | WebSearched
+    | McpCalled
+    | Refused
+    | ActionRecorded
     | UsageReported
     | Completed
     | Failed

@@ -81,6 +81,7 @@ class ExecEngine:
     async def _drive(self, running: RunningTurn) -> None:
         async with self.gate.place(running.turn):
             running.laps.lap("queue_wait")
+            await running.prepare()
             inspection = await self.inspect()
             running.codex_version = inspection.codex_version
             default = next((model.id for model in inspection.models if model.is_default), "")

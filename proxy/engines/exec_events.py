@@ -2,6 +2,9 @@
 
 There are no deltas: messages come whole, and which of several is the answer is known at the end
 only. So all but the last become commentary, and the last one is the answer, given at once.
+
+What they do not show of an agent's actions: where a command ran and how long, what was typed into
+it, the text of a patch and where it moved a file to, and anything that Codex refused to do.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from proxy.engines.agent_calls import json_text
 from proxy.engines.base import (
     CommandFinished,
     CommandStarted,
@@ -17,11 +21,13 @@ from proxy.engines.base import (
     Event,
     Failed,
     FileChange,
+    McpCalled,
     MessageDone,
     ReasoningDelta,
     TextDelta,
     Usage,
     UsageReported,
+    WebSearched,
 )
 from proxy.engines.failures import error_of
 from proxy.errors import EngineProtocolError
@@ -77,7 +83,15 @@ class LineReader:
             case "command_execution":
                 return [_command(item)]
             case "file_change":
-                return [FileChange(change["path"], change["kind"]) for change in item["changes"]]
+                status = item.get("status") or "completed"
+                return [
+                    FileChange(change["path"], change["kind"], status=status)
+                    for change in item["changes"]
+                ]
+            case "web_search":
+                return [WebSearched(str(item.get("query") or ""))]
+            case "mcp_tool_call":
+                return [_mcp_called(item)]
         return []
 
     def _answer(self) -> list[Event]:
@@ -93,6 +107,17 @@ def _command(item: dict[str, Any]) -> CommandFinished:
         exit_code=item.get("exit_code"),
         duration_ms=None,
         output=item.get("aggregated_output") or "",
+    )
+
+
+def _mcp_called(item: dict[str, Any]) -> McpCalled:
+    return McpCalled(
+        server=str(item.get("server") or ""),
+        tool=str(item.get("tool") or ""),
+        arguments=json_text(item.get("arguments")),
+        status=str(item.get("status") or ""),
+        duration_ms=None,
+        output=json_text(item.get("error") or item.get("result")),
     )
 
 

@@ -43,6 +43,7 @@ CLOSE_BOUND_S = 15.0
 """More than the sum of the bounds of any engine's own clean-up; reached only by a bug."""
 
 Drive = Callable[["RunningTurn"], Awaitable[None]]
+Preparation = Callable[[], Awaitable[None]]
 
 
 class Laps:
@@ -83,6 +84,8 @@ class RunningTurn:
         self.codex_version = ""
         self.served_model = turn.model or ""
         self.usage: Usage | None = None
+        self.preparation: Preparation | None = None
+        """What must have happened before Codex is told of the turn; whoever runs it sets this."""
         self.has_produced = False
         """Whether the model has been heard of: words, thoughts, calls, actions."""
         self.action_count = 0
@@ -105,6 +108,12 @@ class RunningTurn:
         self._task.add_done_callback(lambda _: callback())
 
     # For the engine that drives it.
+
+    async def prepare(self) -> None:
+        """Let the turn's preparation happen; called when it has its place in the engine."""
+        if self.preparation is not None:
+            await self.preparation()
+            self.laps.lap("workspace_before")
 
     def emit(self, event: Event) -> None:
         """Give the reader one event. After the end everything is dropped."""

@@ -54,6 +54,7 @@ class ScriptedEngine:
         if running.turn.confinement is not None:
             running.turn.confinement.insist()
         running.served_model = running.turn.model or CATALOGUE[0].id
+        await running.prepare()
         for name in ("queue_wait", "worker_start", "thread_start", "turn_start"):
             running.laps.lap(name)
         running.emit(TurnStarted())

@@ -10,6 +10,7 @@ import openai
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from proxy.demo import COMMAND
 from tests.e2e.conftest import LiveSite, logged_in
 
 
@@ -81,6 +82,16 @@ def test_admin_sets_up_a_key_and_finds_its_agent_request_in_the_log(
         assert expected in content
     page.locator(f"a[href='/admin/proxy/agentgrant/{row['grant_id']}/change/']").click()
     expect(page.get_by_text("the demo's harmless command").first).to_be_visible()
+
+    page.goto(f"{demo.url}/admin/audit/agentaction/")
+    page.fill("input[name=q]", COMMAND)
+    page.keyboard.press("Enter")
+    page.wait_for_load_state()
+    page.locator("a[href*='/audit/agentaction/'][href*='/change/']").first.click()
+    page.wait_for_load_state()
+    expect(page.get_by_text("notes.txt").first).to_be_visible()  # in the command's output
+    page.locator("a[href*='/audit/requestrecord/'][href*='/change/']").click()
+    expect(page.locator(".trail li.command")).to_have_count(1)
 
 
 @pytest.mark.parametrize(

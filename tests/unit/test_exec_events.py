@@ -12,11 +12,13 @@ from proxy.engines.base import (
     Event,
     Failed,
     FileChange,
+    McpCalled,
     MessageDone,
     ReasoningDelta,
     TextDelta,
     Usage,
     UsageReported,
+    WebSearched,
 )
 from proxy.engines.exec_events import LineReader
 from proxy.errors import AnswerIncomplete, EngineProtocolError, RateLimited, TurnFailed
@@ -112,6 +114,17 @@ def test_an_answer_cut_short_keeps_its_text():
     assert isinstance(events[-1].error, AnswerIncomplete)
 
 
+def test_searches_and_mcp_calls_of_an_agent_are_told():
+    call = {"server": "calc", "tool": "add", "arguments": {"a": 2}, "status": "failed"}
+    assert read(
+        item("web_search", query="weather"),
+        item("mcp_tool_call", **call, result=None, error={"message": "no"}),
+    ) == [
+        WebSearched("weather"),
+        McpCalled("calc", "add", '{"a":2}', "failed", None, '{"message":"no"}'),
+    ]
+
+
 @pytest.mark.parametrize(
     "frame",
     [
@@ -122,8 +135,6 @@ def test_an_answer_cut_short_keeps_its_text():
         {"type": "item.updated", "item": {"type": "todo_list", "items": []}},
         item("error", message="Model metadata not found."),
         item("todo_list", items=[]),
-        item("mcp_tool_call", server="s"),
-        item("web_search", query="q"),
     ],
 )
 def test_what_nobody_needs_is_passed_over(frame: dict[str, Any]):

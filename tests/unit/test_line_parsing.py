@@ -27,7 +27,16 @@ EXEC_TYPES = st.sampled_from(
      "turn.failed", "error"]
 )  # fmt: skip
 ITEM_TYPES = st.sampled_from(
-    ["agent_message", "reasoning", "command_execution", "file_change", "todo_list", "error"]
+    [
+        "agent_message",
+        "reasoning",
+        "command_execution",
+        "file_change",
+        "todo_list",
+        "error",
+        "mcp_tool_call",
+        "web_search",
+    ]
 )
 EXEC_FRAMES = st.fixed_dictionaries(
     {"type": EXEC_TYPES},

@@ -15,7 +15,8 @@ from proxy.policy import Caller, Options, Root, models_for, resolve_model, resol
 OPTIONS = Options(
     codex_bin="", proxy="", model="", engine="app-server", workers=1, worker_max_mb=1024, worker_max_hours=24.0, is_lean=True, turns_per_worker=1,
     max_concurrency=1, max_queue_size=1, queue_timeout_seconds=1, app_server_codex_home="",
-    codex_configs=(), ephemeral=True, agent=False, fast=False, reasoning=True, max_choices=4,
+    codex_configs=(), ephemeral=True, agent=False,
+    action_output_chars=9, action_diff_chars=9, compared_files=9, fast=False, reasoning=True, max_choices=4,
     fetch_images=False, default_cwd="", allowed_roots=(),
     timeout_seconds=1, log_level="info",
 )  # fmt: skip

@@ -12,12 +12,20 @@ from django.test import Client, RequestFactory
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
 
-from audit.models import RequestRecord
+from audit.models import AgentAction, RequestRecord
 from proxy.models import AgentGrant, AllowedRoot, ApiKey, ChangeEntry, ProxySettings
 
 pytestmark = pytest.mark.django_db
 
-KEPT: list[type[Model]] = [ApiKey, AgentGrant, ProxySettings, RequestRecord, ChangeEntry, User]
+KEPT: list[type[Model]] = [
+    ApiKey,
+    AgentGrant,
+    ProxySettings,
+    RequestRecord,
+    AgentAction,
+    ChangeEntry,
+    User,
+]
 
 
 @pytest.fixture

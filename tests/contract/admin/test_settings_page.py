@@ -20,6 +20,7 @@ UNCHANGED = {
     "ephemeral": "on", "codex_configs": "", "codex_bin": "", "app_server_codex_home": "",
     "proxy": "", "default_cwd": "", "log_level": "info", "reasoning": "on", "max_choices": 4,
     "worker_max_mb": 1024, "worker_max_hours": 24.0, "is_lean": "on",
+    "action_output_chars": 2000, "action_diff_chars": 20_000, "compared_files": 20_000,
 }  # fmt: skip
 
 

@@ -11,13 +11,15 @@ import os
 import resource
 import sys
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
 from django.core.management import call_command
 
+from audit.actions import fitted, line_of
 from audit.metrics import counters
-from audit.models import RequestRecord
+from audit.models import AgentAction, RequestRecord
 from audit.recorder import Record
 from audit.spool import Spool
 from audit.writer import AuditLog
@@ -49,6 +51,19 @@ class Server:
         for name in names:
             self.records[name].note(**fields)
         return [self.records[name].close(outcome, status) for name in names]
+
+    def act(self, name: str, number: int, status: str, **columns: object) -> None:
+        """Put an action of a request on record."""
+        record = self.records[name]
+        known = {"request_id": name, "number": number, "created_at": datetime.now(UTC)}
+        origin = {"instance": self.log.instance, "boot": self.log.boot}
+        told = {"kind": "command", "status": status, **columns}
+        line = line_of({**known, **origin, **fitted(told)})
+        record.append(line, slim=lambda: line)
+
+    def actions(self, name: str) -> list[list[Any]]:
+        rows = AgentAction.objects.filter(request_id=name).order_by("number")
+        return [[row.number, row.status, row.exit_code] for row in rows]
 
     def spoil(self, name: str) -> None:
         """Give a record a value that no database takes, past all that would stop it."""
