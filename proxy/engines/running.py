@@ -230,12 +230,14 @@ class RunningTurn:
 async def with_second_try(running: RunningTurn, attempt: Drive) -> None:
     """Run the turn; where its process dies before the model was heard of, once more on another.
 
-    Raises what the last attempt raises.
+    An agent is not given a second turn once Codex has taken the first: a command tells of itself
+    late, and may have run. Raises what the last attempt raises.
     """
     try:
         await attempt(running)
     except WorkerDied:
-        if running.has_produced:
+        may_have_acted = running.turn.is_agent and "turn_start" in running.laps.ms
+        if running.has_produced or may_have_acted:
             raise
         log.warning("turn %s: its process died first; it is tried again", running.turn.request_id)
         await attempt(running)

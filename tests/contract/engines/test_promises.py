@@ -469,6 +469,14 @@ async def test_a_turn_that_has_produced_something_is_never_run_twice(bench: Benc
     assert len(bench.fake.turns()) == 1
 
 
+@on(*CODEX)
+async def test_an_agent_that_may_have_acted_is_never_run_twice(bench: Bench):
+    """Codex tells of a command late: one that killed its own Codex would run again."""
+    error = await error_of_turn(bench.ask(bench.engine(), "die", sandbox="workspace-write"))
+    assert isinstance(error, WorkerDied)
+    assert len(bench.fake.turns()) == 1
+
+
 @on(*APP_SERVER)
 async def test_the_second_try_is_bound_by_the_same_deadline(bench: Bench):
     running = bench.ask(bench.engine(), "die-first: once\nhang", deadline_s=1.0)
