@@ -28,6 +28,7 @@ from proxy.engines.base import (
     Completed,
     Event,
     Failed,
+    Inspection,
     Message,
     MessageDone,
     TextDelta,
@@ -40,6 +41,7 @@ from proxy.engines.running import RunningTurn
 from proxy.errors import (
     AnswerIncomplete,
     EngineError,
+    EngineTimeout,
     InternalError,
     ServerUnavailable,
     UnsupportedParameter,
@@ -136,7 +138,7 @@ async def begin(
     deadline = asyncio.get_running_loop().time() + options.timeout_seconds
     record.note(asked=asked.summary(), ignored_params=",".join(asked.ignored)[:MAX_NOTED_PARAMS])
     entry = context.stack.enter_context(runtime.board.entry(record))
-    terms = await _admit(runtime, context, asker, asked)
+    terms = await _admit(runtime, context, asker, asked, deadline)
     entry.refuse_when_killed()
     joined = runtime.joins.find(caller, mark, terms)
     if joined is not None:
@@ -164,7 +166,9 @@ async def begin(
     return exchange
 
 
-async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked: Asked) -> Terms:
+async def _admit(
+    runtime: Runtime, context: RequestContext, asker: Asker, asked: Asked, deadline: float
+) -> Terms:
     """Return what this request may do, noting each answer of the policy as it is found."""
     caller, options, record = asker.caller, asker.options, context.record
     _refuse_ignored_where_strict(caller, asked)
@@ -176,7 +180,7 @@ async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked:
     grant = await read(_grant_for, caller, workspace, record) if wants_agent else None
     if grant is None:
         record.note(sandbox="read-only")
-    inspection = await runtime.usable(kind, options)
+    inspection = await _usable_in_time(runtime, kind, options, deadline)
     model = policy.resolve_model(asked.model, caller, options, inspection)
     entry = next((known for known in inspection.models if known.id == model), None)
     check_effort(asked, entry)
@@ -194,6 +198,17 @@ async def _admit(runtime: Runtime, context: RequestContext, asker: Asker, asked:
         service_tier=tier_to_send(asked, entry),
         root=workspace.root_path,
     )
+
+
+async def _usable_in_time(
+    runtime: Runtime, kind: str, options: policy.Options, deadline: float
+) -> Inspection:
+    """Return what Codex says of itself; `EngineTimeout` where it has not started by the deadline."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await runtime.usable(kind, options)
+    except TimeoutError as error:
+        raise EngineTimeout("Codex did not start before the request's deadline.") from error
 
 
 def _grant_for(caller: policy.Caller, workspace: policy.Workspace, record: Record) -> AgentGrant:

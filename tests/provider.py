@@ -292,6 +292,18 @@ class Stall:
 
 
 @dataclass(frozen=True)
+class Garbage:
+    """The head of an event stream, then lines that are no events, and the end of the connection."""
+
+    lines: Sequence[bytes] = (b"\x00\xff{]", b"data: {not json", b"event: nonsense", b"")
+
+    async def run(self, out: Response) -> None:
+        await out.start()
+        for line in self.lines:
+            await out.write(line + b"\n")
+
+
+@dataclass(frozen=True)
 class Hang:
     """Not even a status line until `release` is set; then the default answer."""
 
@@ -442,6 +454,11 @@ class ScriptedProvider:
         """Queue replies, one per request, first come first served."""
         with self._news:
             self._queue.extend(scripts)
+
+    def clear(self) -> None:
+        """Forget what is queued and not yet asked for."""
+        with self._news:
+            self._queue.clear()
 
     def wait_for_request(self, number: int = 1, timeout_s: float = WAIT_S) -> Request:
         """Return the request of that number, counted from 1, once it has come."""

@@ -35,10 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class LiveSite:
     """A served data directory: its keys, its rows, its processes."""
 
-    def __init__(self, server: Serving, data_dir: Path, provider: ScriptedProvider) -> None:
+    def __init__(
+        self,
+        server: Serving,
+        data_dir: Path,
+        provider: ScriptedProvider,
+        secret: str | None = None,
+    ) -> None:
         self.server, self.data_dir, self.provider = server, data_dir, provider
         self._clients = contextlib.ExitStack()
-        self.secret = server.find(r"(?m)^API key \(shown once\): (\S+)$")
+        self.secret = secret or server.find(r"(?m)^API key \(shown once\): (\S+)$")
 
     @property
     def url(self) -> str:

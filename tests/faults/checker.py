@@ -107,7 +107,11 @@ class Checker:
         found = list(_wrong_rows(self.site.rows_now(), sent))
         if not found:
             excess = self.figures().excess_over(self._base)
-            found = [*excess, f"descriptors: {self.kinds()}"] if excess else []
+            found = (
+                [*excess, f"descriptors: {self.kinds()}; folders: {self._folders()}"]
+                if excess
+                else []
+            )
         return found
 
     def figures(self) -> Figures:
@@ -115,11 +119,15 @@ class Checker:
         scratch = self.site.data_dir / "scratch"
         return Figures(
             processes=tuple(sorted(processes_of(self.pid, scratch))),
-            folders=sum(1 for _ in scratch.glob("codex-*")),
+            folders=sum(1 for _ in scratch.glob("codex-[0-9]*-*")),
             tasks=int(metrics_of(self.site.url)["tasks"]),
             descriptors=len(os.listdir(f"/proc/{self.pid}/fd")) if HAS_PROC else None,
             threads=len(os.listdir(f"/proc/{self.pid}/task")) if HAS_PROC else None,
         )
+
+    def _folders(self) -> dict[str, list[str]]:
+        found = (self.site.data_dir / "scratch").glob("codex-[0-9]*-*")
+        return {one.name: [inner.name for inner in one.glob("*")] for one in found}
 
     def kinds(self) -> dict[str, int]:
         """Return how many descriptors of which kind are open; for the message of a leak."""
@@ -151,7 +159,10 @@ def processes_of(pid: int, scratch: Path) -> Iterator[str]:
     An orphan has another parent by now, but still the environment it was given; a zombie has
     nothing else than its parent.
     """
-    below = {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    try:
+        below = {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        below = set()  # the server has gone; what it started may not have
     for process in psutil.process_iter():
         try:
             is_ours = process.pid in below or (

@@ -118,3 +118,25 @@ async def test_deadline_mid_stream_is_an_error_object(site: Any) -> None:
     assert answer.events()[-1]["error"]["code"] == "upstream_timeout"
     row = await site.recorded(answer, "timed_out", "upstream_timeout")
     assert row.http_status == 200
+
+
+async def test_deadline_covers_the_start_of_codex(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was seen to wait as long as the start took, which is 20 s where nothing answers."""
+    await site.set_options(timeout_seconds=0.1)
+
+    is_over, kind = asyncio.Event(), type(site.engine)
+    usual = kind.inspect
+
+    async def inspect_late(self: Any) -> Any:
+        await is_over.wait()
+        return await usual(self)
+
+    monkeypatch.setattr(kind, "inspect", inspect_late)
+    async with asyncio.timeout(5):
+        answer = await site.client.ask()
+    is_over.set()
+    assert (answer.status, answer.json()["error"]["code"]) == (504, "upstream_timeout")
+    (row,) = await site.rows()
+    assert row.outcome == "timed_out"
