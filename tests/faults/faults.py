@@ -231,6 +231,17 @@ WORKER = [
         "200, then engine_crashed",
         "failed engine_crashed 200",
     ),
+    *(
+        Fault(
+            "worker",
+            f"{engine}: SIGKILL while a command of its agent runs",
+            partial(dies_while_its_command_runs, engine=engine),
+            "502 engine_crashed",
+            CRASHED,
+            engine=engine,
+        )
+        for engine in ("app-server", "exec")
+    ),
 ]
 
 
@@ -869,20 +880,8 @@ SERVER = [
 SHARED: list[Fault] = [*WORKER, *CLIENT, *PROVIDER, *TIME, *QUEUE, *CODEX, *POLICY]
 FAULTS: list[Fault] = [*SHARED, *SERVER]
 
-# What the product does not do yet: the second signal is not heard before the grace is over, and an
-# agent's turn is tried again though a command of it has begun.
+# What the product does not do yet: the second signal is not heard before the grace is over.
 AWAITED = [
-    *(
-        Fault(
-            "worker",
-            f"{engine}: SIGKILL while a command of its agent runs",
-            partial(dies_while_its_command_runs, engine=engine),
-            "502 engine_crashed",
-            CRASHED,
-            engine=engine,
-        )
-        for engine in ("app-server", "exec")
-    ),
     Fault(
         "server",
         "SIGTERM twice with a stream",

@@ -279,8 +279,8 @@ class World:
             several = [self.ask(key) for key in ("app-server", "exec") for _ in range(4)]
             assert [one.view() for one in several] == [HELLO] * 8
         # The sandbox is proved behind the start: what that runs is not the server's to keep.
-        wait_until(lambda: self.checker.figures().processes == ("codex",))
-        self.checker.baseline()
+        wait_until(lambda: has_proofs(self.site.data_dir))
+        wait_until(lambda: self.checker.baseline().processes == ("codex",))
 
     def restore(self) -> None:
         """Undo what the fault has changed, and let what it holds go."""
@@ -327,3 +327,10 @@ def write_options(data_dir: Path, values: dict[str, Any]) -> None:
     """Set columns of the settings' row, as they stand in the database."""
     assignments = ", ".join(f"{name} = ?" for name in values)
     execute(data_dir, f"UPDATE proxy_proxysettings SET {assignments}", *values.values())
+
+
+def has_proofs(data_dir: Path) -> bool:
+    """Whether the sandbox has been proved there."""
+    with contextlib.closing(sqlite3.connect(data_dir / "db.sqlite3", timeout=20)) as connection:
+        (count,) = connection.execute("SELECT count(*) FROM proxy_sandboxproof").fetchone()
+    return bool(count)
