@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak-turns", default="3000", metavar="N", help="turns of tests/soak (default: 3000)"
     )
+    parser.addoption(
+        "--write-fault-table",
+        action="store_true",
+        help="write tests/faults/TABLE.md from what this run has seen",
+    )
 
 
 @pytest.fixture

@@ -36,14 +36,6 @@ ProxySettings(timeout_seconds=60).save()
 """
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--write-fault-table",
-        action="store_true",
-        help="write tests/faults/TABLE.md from what this run has seen",
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All but the checker's own tests run the real binary."""
     for item in items:

@@ -858,6 +858,14 @@ SERVER = [
         )
         for engine in ("app-server", "exec")
     ),
+    Fault(
+        "server",
+        "SIGTERM twice with a stream",
+        is_terminated_twice,
+        "200, then server_shutting_down",
+        "interrupted server_shutting_down 200",
+        bound_s=GRACE_S / 2,
+    ),
     *(
         Fault(
             "server",
@@ -879,15 +887,3 @@ SERVER = [
 
 SHARED: list[Fault] = [*WORKER, *CLIENT, *PROVIDER, *TIME, *QUEUE, *CODEX, *POLICY]
 FAULTS: list[Fault] = [*SHARED, *SERVER]
-
-# What the product does not do yet: the second signal is not heard before the grace is over.
-AWAITED = [
-    Fault(
-        "server",
-        "SIGTERM twice with a stream",
-        is_terminated_twice,
-        "200, then server_shutting_down",
-        "interrupted server_shutting_down 200",
-        bound_s=GRACE_S / 2,
-    ),
-]

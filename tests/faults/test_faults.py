@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.conftest import is_alive, wait_until
 from tests.faults import table as tables
 from tests.faults.checker import processes_of
-from tests.faults.faults import AWAITED, FAULTS, SERVER, SHARED, Fault
+from tests.faults.faults import FAULTS, SERVER, SHARED, Fault
 from tests.faults.table import Table
 from tests.faults.world import LEFT, World
 from tests.processes import Serving
@@ -43,12 +43,6 @@ def test_fault(world: World, table: Table, fault: Fault) -> None:
         wait_until(partial(is_gone, pid), 10)
     world.watched.clear()
     world.checker.check(world.sent)
-
-
-@pytest.mark.xfail(reason="see AWAITED", strict=False)
-@pytest.mark.parametrize("fault", AWAITED, ids=lambda fault: fault.id)
-def test_fault_that_is_not_treated_yet(doomed: World, fault: Fault) -> None:
-    outcome_of(doomed, Table(), fault)
 
 
 def is_gone(pid: int) -> bool:
