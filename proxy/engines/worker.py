@@ -92,6 +92,7 @@ class Worker:
         self.config = config
         self.starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self._peer = Peer()
+        self._lines_heard = 0
         self._pending: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._inboxes: dict[str, Inbox] = {}
         self._child: Child | None = None
@@ -271,9 +272,25 @@ class Worker:
                         raise
                 except asyncio.CancelledError:
                     opening.add_done_callback(self._drop_opened)
+                    self._suspect(opening)
                     raise
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LAST_RETRY_S)
+
+    def _suspect(self, opening: asyncio.Future[Any]) -> None:
+        """Retire the worker if it says nothing at all from now on, this answer neither.
+
+        Else one that hangs would get every new turn, for as long as each gives up before the bound
+        of a call. A busy one is not slow to say something to somebody.
+        """
+        heard = self._lines_heard
+
+        def judge() -> None:
+            if self._lines_heard == heard and not opening.done() and self.is_usable:
+                log.warning("%s says nothing any more: it gets no more turns", self.name)
+                self.retire()
+
+        asyncio.get_running_loop().call_later(3 * CLEAN_UP_BOUND_S, judge)
 
     def _drop_opened(self, opening: asyncio.Future[Any]) -> None:
         if not opening.cancelled() and opening.exception() is None:
@@ -287,6 +304,7 @@ class Worker:
     # What the child calls.
 
     def _receive(self, line: bytes) -> None:
+        self._lines_heard += 1
         frame = self._peer.receive(line)
         if isinstance(frame, Notification):
             inbox = self._inboxes.get(frame.thread_id)

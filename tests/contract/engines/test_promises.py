@@ -317,6 +317,22 @@ async def test_closing_while_the_thread_starts_lets_go_of_the_thread(bench: Benc
 
 
 @on(*APP_SERVER)
+@pytest.mark.usefixtures("impatient")
+async def test_worker_that_hangs_while_threads_start_gets_no_more_turns(bench: Bench):
+    """Seen with a stopped process: each deadline passed in a thread's start, and so did the next."""
+    engine = bench.engine()
+    await events_of(bench.ask(engine, "say: hi"))
+    (hanging,) = bench.fake.starts("app-server")
+    os.kill(hanging["pid"], signal.SIGSTOP)
+    async with asyncio.timeout(WAIT_S):
+        while len(bench.fake.starts("app-server")) == 1:
+            late = await events_of(bench.ask(engine, "say: hi", deadline_s=0.3))
+            assert isinstance(late[-1], Failed | Completed)
+    answered = await events_of(bench.ask(engine, "say: hi"))
+    assert isinstance(answered[-1], Completed)
+
+
+@on(*APP_SERVER)
 async def test_closing_while_the_turn_starts_interrupts_it(bench: Bench):
     engine = bench.engine()
     running = bench.ask(engine, "hold-turn-start: go\nhang")
