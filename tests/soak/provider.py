@@ -2,7 +2,7 @@
 
 numbers 5            five deltas, `0 ` to `4 `          slow 50      fifty, 20 ms apart
 fail                 status 500                         drop         the connection breaks off
-silent               nothing, until the asker goes      write NAME   an agent writes a file first
+silent N             nothing, until the asker goes      write NAME   an agent writes a file first
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ class SoakProvider:
 
     def __init__(self) -> None:
         self.port = 0
+        self.connections = 0
+        """How many are open now."""
+        self._reached: dict[int, asyncio.Event] = {}
+
+    async def reached(self, number: int) -> None:
+        """Return once `silent number` has been asked."""
+        await self._silent(number).wait()
+        del self._reached[number]
+
+    def _silent(self, number: int) -> asyncio.Event:
+        return self._reached.setdefault(number, asyncio.Event())
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -70,6 +81,7 @@ class SoakProvider:
             yield self
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         with contextlib.suppress(OSError, EOFError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             _, found, rest = head.lower().partition("\r\ncontent-length:")
@@ -79,6 +91,7 @@ class SoakProvider:
             else:
                 _write(writer, 200, b'{"object":"list","data":[],"models":[]}', "application/json")
             await writer.drain()
+        self.connections -= 1
         writer.close()
 
     async def _answer(
@@ -89,6 +102,7 @@ class SoakProvider:
             _write(writer, 500, b'{"error":{"message":"as told"}}', "application/json")
             return
         if verb == "silent":
+            self._silent(int(arguments[0])).set()
             await reader.read()
             return
         writer.write(

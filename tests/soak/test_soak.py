@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.e2e.conftest import LiveSite, drain
-from tests.faults.checker import Checker
+from tests.faults.checker import Checker, metrics_of
 from tests.processes import Serving
 from tests.provider import ScriptedProvider
 from tests.soak.mix import Kind, Server, order_of
 from tests.soak.provider import SoakProvider
+from tests.soak.records import actions_of, wrong_actions, wrong_counters, wrong_rows
 
 AT_A_TIME = 16
 GROWTH = 1.2
+SHOWN = 30
 POOLED = 8
 """Threads, and what they hold open, that pools may start later, when several are needed at once."""
 
@@ -48,6 +49,11 @@ async def ask_all(server: Server, order: list[Kind], begun: int) -> list[str]:
     return wrong
 
 
+def told(wrong: list[str]) -> str:
+    """Return the first of what went wrong, and how much there is."""
+    return "\n".join([f"{len(wrong)} went wrong:", *wrong[:SHOWN]])
+
+
 def memory_mb(pid: int) -> tuple[float, float]:
     """Return the resident memory of the server, and of its children together."""
     server = psutil.Process(pid)
@@ -70,7 +76,7 @@ async def test_soak(tmp_path: Path, soak_turns: int) -> None:
             drain(running)
             site = LiveSite(running, data_dir, unused)
             keys = await asyncio.to_thread(site.run_code, KEYS)
-            server = Server(int(site.url.rpartition(":")[2]), keys)
+            server = Server(int(site.url.rpartition(":")[2]), keys, provider)
             order = order_of(soak_turns)
             third = max(len(order) // 3, 50)
 
@@ -85,20 +91,24 @@ async def test_soak(tmp_path: Path, soak_turns: int) -> None:
             wrong += await ask_all(server, order[:third], begun=0)
             before = memory_mb(running.process.pid)
             wrong += await ask_all(server, order[third:], begun=third)
-            assert wrong == []
+            assert not wrong, told(wrong)
 
-            sent = len(order) + len(first)
-            await asyncio.to_thread(checker.check, sent)
-            outcomes = Counter(row["outcome"] for row in site.rows())
-            assert outcomes == Counter(kind.outcome for kind in [*order, *first])
+            asked = dict(enumerate([*order, *first]))
+            await asyncio.to_thread(checker.check, len(asked))
+            rows = await asyncio.to_thread(site.rows)
+            actions = await asyncio.to_thread(actions_of, data_dir)
+            metrics = await asyncio.to_thread(metrics_of, site.url)
+            wrong = [
+                *wrong_rows(rows, asked),
+                *wrong_actions(actions, rows),
+                *wrong_counters(metrics, rows),
+            ]
+            assert not wrong, told(wrong)
+            assert provider.connections == 0
             after = memory_mb(running.process.pid)
             assert max(after[0] / before[0], after[1] / before[1]) < GROWTH, (before, after)
 
-            wrote = {
-                f"f{number}"
-                for number, kind in [*enumerate(order), *enumerate(first, len(order))]
-                if kind.name == "agent"
-            }
+            wrote = {f"f{number}" for number, kind in asked.items() if kind.name == "agent"}
             workspace = data_dir / "workspace"
             assert {path.name for path in workspace.iterdir()} == wrote
             assert all((workspace / name).read_text() == name for name in wrote)
