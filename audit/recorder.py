@@ -22,7 +22,7 @@ _OURS: Final = frozenset(
     {"id", "request_id", "created_at", "instance", "boot", "outcome", "total_ms"}
 )
 _NOTABLE: Final = frozenset(_COLUMNS) - _OURS
-_BLANK: Final = {name: field.get_default() for name, field in _COLUMNS.items() if name != "id"}
+BLANK: Final = {name: field.get_default() for name, field in _COLUMNS.items() if name != "id"}
 _LENGTHS: Final = {
     name: field.max_length
     for name, field in _COLUMNS.items()
@@ -69,7 +69,7 @@ class Record:
         self._mutex = threading.Lock()
         self._has_begun = self._is_closed = False
         self.fields: dict[str, Any] = {
-            **_BLANK,
+            **BLANK,
             "phases": {},
             "request_id": self.request_id,
             "created_at": datetime.now(UTC),

@@ -10,12 +10,17 @@ Lifecycle          start, drain, stop; each request in a task of its own
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "codexsite.settings")
 
 import django
+from django.core.exceptions import ImproperlyConfigured
 
-django.setup(set_prefix=False)
+try:
+    django.setup(set_prefix=False)
+except ImproperlyConfigured as error:  # in one line under a server of another's, as in manage.py
+    sys.exit(f"codexsite cannot start: {error}")
 
 import asyncio
 import contextvars
@@ -30,7 +35,7 @@ from asgiref.sync import ThreadSensitiveContext
 from channels.auth import AuthMiddlewareStack
 from channels.layers import get_channel_layer
 from channels.routing import ProtocolTypeRouter
-from channels.security.websocket import AllowedHostsOriginValidator, WebsocketDenier
+from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
 from django.core.handlers.asgi import ASGIHandler
 
@@ -98,12 +103,12 @@ def note_last_used(rows: Sequence[dict[str, Any]]) -> None:
         ApiKey.objects.filter(pk=key_id).update(last_used_at=when)
 
 
-def websockets() -> Any:  # noqa: ANN401 - an ASGI application
+def websockets(gateway: Gateway) -> Any:  # noqa: ANN401 - an ASGI application
     """Return the application for websockets: there is one, and any other path is refused."""
     board = AllowedHostsOriginValidator(AuthMiddlewareStack(BoardConsumer.as_asgi()))
 
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        chosen = board if scope["path"] == BOARD_PATH else WebsocketDenier()
+        chosen = board if scope["path"] == BOARD_PATH else gateway.refuse_websocket
         await chosen(scope, receive, send)
 
     return dispatch
@@ -131,6 +136,8 @@ class Service:
         await self.runtime.start()
 
     def _look_after(self) -> None:
+        if self._tasks:  # since an earlier start, which failed further on
+            return
         board = self.runtime.board
         board.attach(self.audit_log.boot)
         self._run(KillWatch(board).run())
@@ -174,7 +181,7 @@ def build(service: Service) -> Lifecycle:
         trusted_proxies=settings.TRUSTED_PROXIES,
         cors=Cors(settings.CORS_ORIGINS),
     )
-    router = ProtocolTypeRouter({"http": gateway, "websocket": websockets()})
+    router = ProtocolTypeRouter({"http": gateway, "websocket": websockets(gateway)})
     return Lifecycle(router, service, grace_s=settings.SHUTDOWN_GRACE_S)
 
 

@@ -100,6 +100,11 @@ class DataDir:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if folder.stat().st_mode & (0o066 if folder == self.root else 0o077):
                     folder.chmod(0o700)
+                if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                    raise ImproperlyConfigured(
+                        f"CODEX_PROXY_DATA_DIR: {folder} is not writable by this user, or is on a "
+                        "file system that is read-only"
+                    )
             # Never closed again behind a running server's back: a command may lack the variable.
             if codex_user is not None:
                 self.root.chmod(0o711)

@@ -13,7 +13,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from proxy.gateway import App, Message, Receive, Scope, Send
@@ -40,10 +40,11 @@ class Service(Protocol):
 class Lifecycle:
     """The outermost ASGI application.
 
-    `start` of the service is awaited before the first request is served. On shutdown new turns are
-    refused, running ones may finish for `grace_s` seconds, the rest is interrupted so that each
-    client gets a clean error, and then the service is stopped. `hurry`, which a second signal calls,
-    cuts the waiting short, not the order.
+    `start` of the service is awaited before the first request is served; where it fails, that is
+    told, and tried again with the next request. On shutdown no connection is accepted any more and
+    new turns are refused, running ones may finish for `grace_s` seconds, the rest is interrupted so
+    that each client gets a clean error, and then the service is stopped. `hurry`, which a second
+    signal calls, cuts the waiting short, not the order.
     """
 
     def __init__(self, app: App, service: Service, *, grace_s: float) -> None:
@@ -52,6 +53,7 @@ class Lifecycle:
         self._starting: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
+        self._stop_listening: Callable[[], None] = lambda: None
 
     # The host's side.
 
@@ -63,6 +65,7 @@ class Lifecycle:
         from twisted.internet.defer import Deferred
 
         reactor: Any = installed  # its declared type is that of its interface's methods unbound
+        self._stop_listening = lambda: _stop_listening(reactor)
         reactor.callWhenRunning(self._ensure_started)
 
         def stop() -> Any:  # noqa: ANN401 - Twisted's Deferred, which has a type of its own making
@@ -83,7 +86,8 @@ class Lifecycle:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        await asyncio.shield(self._ensure_started())
+        # Where it fails, the pages still tell why, and the gateway refuses the API.
+        await asyncio.wait({self._ensure_started()})
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -104,8 +108,18 @@ class Lifecycle:
 
     def _ensure_started(self) -> asyncio.Task[None]:
         if self._starting is None or _has_failed(self._starting):
-            self._starting = _own_task(self._service.start(), "service-start")
+            self._starting = _own_task(self._start(), "service-start")
         return self._starting
+
+    async def _start(self) -> None:
+        try:
+            await self._service.start()
+        except OSError as error:
+            log.error("the service does not start: %s", error)
+            raise
+        except Exception:
+            log.exception("the service does not start")
+            raise
 
     def _ensure_stopping(self) -> asyncio.Task[None]:
         if self._stopping is None:
@@ -124,11 +138,12 @@ class Lifecycle:
 
     async def _shutdown(self) -> None:
         self._service.refuse_new()
+        self._stop_listening()
         if self._starting is not None:  # or what it starts after our stop would outlive us
             await asyncio.wait({self._starting}, timeout=START_BOUND_S)
         if self._requests:
             log.info("%d requests may finish for %g s", len(self._requests), self._grace_s)
-        await self._requests_end_within(self._grace_s)
+        await self._requests_end_within(self._grace_s, hurried_s=0.0)
         try:
             await self._service.interrupt()
         except Exception:
@@ -141,17 +156,21 @@ class Lifecycle:
             log.error("%s does not end", task.get_name())
         await self._service.stop()
 
-    async def _requests_end_within(self, bound_s: float) -> None:
-        """Wait for the requests that run now; no longer than `HURRIED_S` once that is wanted."""
+    async def _requests_end_within(self, bound_s: float, *, hurried_s: float = HURRIED_S) -> None:
+        """Wait for the requests that there are; `hurried_s` at most from a second signal on."""
         if not self._requests:
             return
-        ends = asyncio.ensure_future(asyncio.wait(list(self._requests), timeout=bound_s))
-        hurry = asyncio.ensure_future(self._hurried.wait())
-        await asyncio.wait({ends, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        if not ends.done():
-            await asyncio.wait({ends}, timeout=HURRIED_S)
-        for waiting in (ends, hurry):
-            waiting.cancel()
+        ending = asyncio.ensure_future(asyncio.wait(list(self._requests)))
+        hurrying = asyncio.ensure_future(self._hurried.wait())
+        try:
+            await asyncio.wait(
+                {ending, hurrying}, timeout=bound_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ending.done() and hurrying.done():
+                await asyncio.wait({ending}, timeout=min(hurried_s, bound_s))
+        finally:
+            ending.cancel()
+            hurrying.cancel()
 
     # One request.
 
@@ -171,6 +190,15 @@ class Lifecycle:
                 # The host wants us gone: on shutdown `_shutdown` sees to it, else the client has
                 # left and the request knows. Either way its clean-up is bounded and ours to await.
         task.result()
+
+
+def _stop_listening(reactor: Any) -> None:  # noqa: ANN401 - Twisted's, as above
+    """Accept no connection any more; those that are open stay."""
+    from twisted.internet import tcp
+
+    ports: list[Any] = [item for item in reactor.getReaders() if isinstance(item, tcp.Port)]
+    for port in ports:
+        port.stopListening()
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:

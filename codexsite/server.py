@@ -13,6 +13,7 @@ from typing import Any
 
 import daphne.server
 from daphne.http_protocol import WebRequest
+from django.conf import settings
 
 BACKLOG = 4096
 """Connections that wait to be accepted. At Twisted's 50, bursts of clients wait a second or more."""
@@ -77,6 +78,19 @@ class Server(daphne.server.Server):  # type: ignore[misc] # daphne has no types
         self.stop()
 
 
+class Request(WebRequest):  # type: ignore[misc] # daphne has no types
+    """A request whose body is not kept beyond what the application would take of it.
+
+    Twisted puts a body on disk before the application sees the request, however long it is: so
+    anybody could fill the disk. A body of one byte too many is refused like a longer one.
+    """
+
+    def handleContentChunk(self, data: bytes) -> None:
+        room = settings.MAX_BODY_BYTES + 1 - self.content.tell()
+        if room > 0:
+            super().handleContentChunk(data[:room])
+
+
 def _read_no_forms(factory: Any) -> None:  # noqa: ANN401 - Daphne has no types
     """Keep Twisted from parsing forms: the application does, and answers bad ones in its own words.
 
@@ -86,7 +100,7 @@ def _read_no_forms(factory: Any) -> None:  # noqa: ANN401 - Daphne has no types
 
     def build_protocol(address: object) -> Any:  # noqa: ANN401
         protocol = build(address)
-        protocol.requestFactory = partial(WebRequest, parsePOSTFormSubmission=False)
+        protocol.requestFactory = partial(Request, parsePOSTFormSubmission=False)
         return protocol
 
     factory.buildProtocol = build_protocol

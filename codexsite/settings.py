@@ -239,7 +239,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
     # A file, not memory: the tests' threads must see each other's rows as those of a server do.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR.scratch / "test.sqlite3")}
-else:
+elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql":
     # A host that falls silent must not hold a thread for the quarter of an hour that TCP allows.
     DATABASES["default"]["OPTIONS"] = {
         "connect_timeout": 4,

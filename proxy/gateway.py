@@ -25,6 +25,7 @@ from proxy.errors import (
     ServerUnavailable,
     TurnKilled,
     TurnStopped,
+    UnknownUrl,
 )
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "codexsite.request"
+WEBSOCKET_REFUSED = 403
+"""What a host answers to a handshake that is closed before it is accepted, by ASGI's rule."""
 
 
 def is_recorded(path: str) -> bool:
@@ -153,6 +156,17 @@ class Gateway:
                 if context.status is not None:
                     raise
                 await refuse(context.error, send)
+
+    async def refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a WebSocket's handshake; one to the API is a request like any other."""
+        await receive()
+        if is_recorded(scope["path"]):
+            async with AsyncExitStack() as stack:
+                context = self._open({**scope, "method": "GET"}, stack)
+                context.error = UnknownUrl("The API has no WebSockets.")
+                context.status = WEBSOCKET_REFUSED
+                context.finish()
+        await send({"type": "websocket.close"})
 
     def _open(self, scope: Scope, stack: AsyncExitStack) -> RequestContext:
         headers = dict(scope["headers"])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from typing import NoReturn
 
 import psycopg
@@ -61,3 +63,12 @@ def _missing(reason: str) -> NoReturn:
     if os.environ.get("CODEXSITE_TESTS_REQUIRE_ALL") == "1":
         pytest.fail(f"Required here, but {reason}", pytrace=False)
     pytest.skip(f"Not run: {reason}")
+
+
+def require_mounts() -> str:
+    """Return the path of `mount`, where this process may use it."""
+    mount = _require_program("mount")
+    may_mount = sys.platform == "linux" and os.geteuid() == 0
+    if not may_mount or subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        _missing("only root on Linux may mount file systems, and not in most containers")
+    return mount

@@ -220,6 +220,26 @@ async def test_lifespan_of_the_host_starts_and_stops(service: Recorded) -> None:
     assert service.calls == ["start", "refuse_new", "interrupt", "stop"]
 
 
+async def test_start_that_fails_is_told_in_a_line_and_tried_again_by_the_next_request(
+    service: Recorded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        service.calls.append("request")
+
+    async def fail() -> None:
+        raise OSError(30, "Read-only file system")
+
+    lifecycle = Lifecycle(app, service, grace_s=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "start", fail)
+        await bounded(asked(lifecycle))
+    await bounded(asked(lifecycle))
+    await bounded(lifecycle.shutdown())
+    assert service.calls == ["request", "start", "request", "refuse_new", "interrupt", "stop"]
+    assert caplog.messages == ["the service does not start: [Errno 30] Read-only file system"]
+    assert "Traceback" not in caplog.text
+
+
 async def test_a_second_signal_cuts_the_grace_short_and_keeps_the_order(service: Recorded) -> None:
     """Without `hurry` this would wait for the whole grace, and the test's bound would pass."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
+from typing import Any
 
 import pytest
 
-from codexsite.server import BACKLOG, ListenFailed, Server, log_access
+from codexsite.server import BACKLOG, ListenFailed, Request, Server, log_access
 
 
 def test_tcp_endpoints_get_the_larger_backlog() -> None:
@@ -38,3 +40,12 @@ def test_taken_address_raises_instead_of_ending_quietly() -> None:
         server = Server(None, [f"tcp:port={other.getsockname()[1]}:interface=127.0.0.1"])
         with pytest.raises(ListenFailed, match="Address already in use"):
             server.run()
+
+
+def test_no_more_of_a_body_is_kept_than_tells_that_it_is_too_large(settings: Any) -> None:
+    settings.MAX_BODY_BYTES = 10
+    request = Request.__new__(Request)
+    request.content = io.BytesIO()
+    for chunk in (b"12345", b"67890", b"abc", b"d" * 1000):
+        request.handleContentChunk(chunk)
+    assert request.content.getvalue() == b"1234567890a"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from audit import spool as spool_module
-from audit.spool import Spool, boot_of, read_lines
+from audit.spool import Spool, SpoolFull, boot_of, read_lines
 
 
 @pytest.fixture
@@ -185,3 +185,72 @@ def test_a_line_set_aside_is_no_segment(spool):
     assert (spool.folder / "rejected.jsonl").read_bytes() == b"bad\nworse\n"
     with spool.recovery():
         assert spool.leftovers() == []
+
+
+# --- The bound ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    spool = Spool(tmp_path / "spool", "a" * 32, max_bytes=20)
+    spool.open()
+    yield spool
+    spool.close()
+
+
+def test_above_the_bound_a_line_is_refused_without_a_trace(small):
+    small.append(b"123456789\n")
+    small.append(b"123456789\n")
+    assert small.is_full
+    with pytest.raises(SpoolFull):
+        small.append(b"x\n")
+    small.seal()
+    assert lines_of(small) == [b"123456789"] * 2
+
+
+def test_a_promised_line_may_go_beyond_the_bound_as_far_as_told(small):
+    small.append(b"123456789\n")
+    small.append(b"123456789\n")
+    small.append(b"1234\n", beyond=5)
+    with pytest.raises(SpoolFull):
+        small.append(b"x\n", beyond=5)
+    small.append(b"x\n", beyond=float("inf"))
+
+
+def test_a_discarded_segment_makes_room(small):
+    small.append(b"1234567890123456789\n")
+    small.seal()
+    [segment] = small.sealed()
+    with pytest.raises(SpoolFull):
+        small.append(b"x\n")
+    small.discard(segment)
+    small.append(b"1234567890123456789\n")
+
+
+def test_segments_of_dead_boots_count_until_they_are_stored(tmp_path):
+    for boot in "bc":
+        dead = Spool(tmp_path, boot * 32)
+        dead.open()
+        dead.append(b"123456789\n")
+        dead.close()
+    spool = Spool(tmp_path, "a" * 32, max_bytes=20)
+    spool.open()
+    with pytest.raises(SpoolFull):
+        spool.append(b"x\n")
+    with spool.recovery():
+        spool.discard(spool.leftovers()[0])
+        spool.append(b"x\n")
+        spool.forget_leftovers()
+    spool.append(b"12345678901234567\n")
+    spool.close()
+
+
+def test_a_line_that_the_disk_refuses_weighs_nothing(small, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("audit.spool.os.write", refuse)
+        with pytest.raises(OSError, match="No space"):
+            small.append(b"1234567890123456789\n")
+    small.append(b"1234567890123456789\n")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import sys
 from typing import Any
 
 from daphne.management.commands.runserver import Command as DaphneCommand
@@ -13,9 +10,10 @@ from django.conf import settings
 from django.utils.autoreload import DJANGO_AUTORELOAD_ENV
 
 from codexsite import bootstrap
+from codexsite.reloading import end_with
 from codexsite.server import ListenFailed, Server, log_access
 
-PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+RELOADER_VARIABLE = "CODEXSITE_RELOADER_PID"
 
 
 class Command(DaphneCommand):  # type: ignore[misc] # daphne has no types
@@ -27,7 +25,9 @@ class Command(DaphneCommand):  # type: ignore[misc] # daphne has no types
 
     def handle(self, *args: object, **options: Any) -> None:  # noqa: ANN401 - Django's own signature
         if os.environ.get(DJANGO_AUTORELOAD_ENV) == "true":
-            _end_with_the_parent()
+            end_with(int(os.environ.get(RELOADER_VARIABLE, os.getppid())))
+        else:
+            os.environ[RELOADER_VARIABLE] = str(os.getpid())  # the reloaded process inherits it
         options["addrport"] = options["addrport"] or bootstrap.netloc(settings.HOST, settings.PORT)
         super().handle(*args, **options)
 
@@ -43,9 +43,3 @@ class Command(DaphneCommand):  # type: ignore[misc] # daphne has no types
 
     def log_action(self, protocol: str, action: str, details: dict[str, Any]) -> None:
         log_access(protocol, action, details)
-
-
-def _end_with_the_parent() -> None:
-    """Have the kernel end this process with the reloader that started it (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

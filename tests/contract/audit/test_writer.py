@@ -5,14 +5,16 @@ import sqlite3
 import threading
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 import orjson
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from audit.models import Outcome, RequestCounter, RequestRecord
+from audit.recorder import Record
 from audit.spool import Spool
-from audit.writer import AuditLog, merged
+from audit.writer import BATCH_ROWS, AuditLog, commit, merged
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -232,3 +234,129 @@ def test_a_state_from_after_the_end_does_not_reopen_a_request():
         {"request_id": name, "outcome": "running"},
     ]
     assert merged(rows) == [rows[1]]
+
+
+# --- The bound of what waits, and what the disk does not take ---------------------------------
+
+
+@pytest.fixture
+def stuck_log(audit_log, monkeypatch):
+    """A log whose database takes nothing until the patch is undone, and which may hold little."""
+    log = audit_log(max_bytes=20_000, interval_s=0.01)
+
+    def fail(rows):
+        raise OperationalError("The database is away")
+
+    monkeypatch.setattr("audit.writer.commit", fail)
+    return log, monkeypatch
+
+
+def fill(log):
+    """Put requests on record until no more is taken; return those that run."""
+    running: list[Record] = []
+    while True:
+        record = log.open(endpoint="/v1", method="POST")
+        try:
+            record.save()
+        except OSError:
+            assert log.is_full or running
+            return running, record
+        running.append(record)
+
+
+def test_above_the_bound_nothing_new_begins_and_no_row_is_lost(stuck_log, tmp_path):
+    log, patch = stuck_log
+    running, refused = fill(log)
+    refused.close("failed", 503)
+    for _ in range(30):  # more than the reserve takes: these wait in memory
+        log.open(endpoint="/v1", method="POST").close("failed", 503)
+    for record in running:
+        assert record.close("ok", 200)
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "spool").glob("*-*.jsonl"))
+    assert len(running) > 5
+    assert log._kept
+    assert on_disk < 20_000 * 1.25 + 3000 * len(running)
+    assert b'"ok"' not in b"".join(log._kept), "the ends of running requests are on disk"
+    patch.undo()
+    assert log.flush()
+    assert outcomes() == {"ok": len(running), "failed": 31}
+    assert not log.is_full
+    assert RequestRecord.objects.count() == len(running) + 31
+
+
+def test_what_memory_does_not_hold_either_is_in_the_log(stuck_log, caplog, monkeypatch):
+    log, _ = stuck_log
+    monkeypatch.setattr("audit.writer.KEPT_LINES", 1)
+    fill(log)
+    lost = [log.open(endpoint="/v1", method="POST") for _ in range(30)]
+    for record in lost:
+        record.close("failed", 503)
+    told = caplog.text.count("No room for an audit row, here it is")
+    assert 0 < told < 30
+    assert str(lost[-1].request_id) in caplog.text
+
+
+def test_an_end_after_the_log_has_closed_is_in_the_servers_log(audit_log, caplog):
+    log = audit_log()
+    record = log.open(endpoint="/v1", method="POST")
+    log.close()
+    record.close("ok", 200)
+    assert str(record.request_id) in caplog.text
+
+
+def test_a_log_that_has_not_started_takes_nothing_new(tmp_path):
+    assert AuditLog(tmp_path, "here").is_full
+
+
+def test_more_rows_than_a_statement_takes_are_stored_in_several(audit_log, monkeypatch):
+    # With 35,000 kept lines in one statement SQLite said "too many SQL variables", for ever.
+    sizes = []
+
+    def count(rows):
+        sizes.append(len(rows))
+        return commit(rows)
+
+    log = audit_log(interval_s=3600)
+    monkeypatch.setattr("audit.writer.commit", count)
+    for _ in range(2 * BATCH_ROWS + 1):
+        log.open(endpoint="/v1", method="POST").close("ok", 200)
+    assert log.flush(50)
+    assert sizes == [BATCH_ROWS, BATCH_ROWS, 1]
+    assert outcomes() == {"ok": 2 * BATCH_ROWS + 1}
+
+
+def test_a_segment_that_the_disk_does_not_give_holds_up_no_other(audit_log, monkeypatch):
+    log = audit_log(interval_s=3600)
+    usual, bad = Path.read_bytes, []
+
+    def read(path):
+        if path in bad:
+            raise OSError(5, "Input/output error")
+        return usual(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    for _ in range(3):
+        log.open(endpoint="/v1", method="POST").close("ok", 200)
+        log._spool.seal()
+    bad.append(log._spool.sealed()[0])
+    assert log.flush(1) is False
+    assert outcomes() == {"ok": 2}
+    bad.clear()
+    assert log.flush()
+    assert outcomes() == {"ok": 3}
+
+
+def test_a_segment_that_cannot_be_removed_is_not_counted_again(audit_log, monkeypatch):
+    log = audit_log(interval_s=3600)
+
+    def refuse(path, missing_ok=False):
+        raise OSError(30, "Read-only file system")
+
+    log.open(endpoint="/v1", method="POST").close("ok", 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert log.flush(0.5) is False
+        assert log.flush(0.5) is False
+    assert log.flush()
+    assert outcomes() == {"ok": 1}
+    assert log._spool.sealed() == []
