@@ -11,7 +11,7 @@ import logging
 import os
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,17 +74,21 @@ class Checker:
             log.warning("no /proc here: descriptors and threads are not compared")
 
     def baseline(self) -> Figures:
-        """Take the figures to compare with, once two in a row are the same; return them."""
+        """Take the figures to compare with, once they come again among a few; return them.
+
+        Two in a row need not be the same: the connection by which we ask for them comes and goes.
+        """
         deadline = time.monotonic() + self._settling_s
-        found = self.figures()
+        recent = deque([self.figures()], maxlen=3)
         while True:
             time.sleep(4 * POLL_S)
-            found, before = self.figures(), found
-            if found == before:
+            found = self.figures()
+            if found in recent:
                 self._base = found
                 return found
             if time.monotonic() > deadline:
-                raise Leak(f"the server does not come to rest: {before}, then {found}")
+                raise Leak(f"the server does not come to rest: {recent[-1]}, then {found}")
+            recent.append(found)
 
     def allow(self, figures: Figures) -> None:
         """Compare with these from now on."""
