@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.e2e.conftest import LiveSite
+from tests.e2e.conftest import LiveSite, wait_until
 from tests.processes import WAIT_S
 from tests.provider import Request, Script
 
@@ -127,6 +127,11 @@ def _request(live: LiveSite, secret: str | None, headers: Mapping[str, str], bod
     }
 
 
+def _wait_for_rest(live: LiveSite) -> None:
+    """Wait until no turn runs: one that was cut may still ask, and would get what is not meant for it."""
+    wait_until(lambda: httpx.get(f"{live.url}/metrics").json()["queue"]["running"] == 0)
+
+
 def ask(
     live: LiveSite,
     *scripts: Script,
@@ -135,6 +140,7 @@ def ask(
     **body: Any,
 ) -> Reply:
     """Send a chat completion; the model provider answers its requests with `scripts`."""
+    _wait_for_rest(live)
     before = len(live.provider.requests)
     live.provider.reply(*scripts)
     got = httpx.post(**_request(live, secret, headers or {}, body))
@@ -150,6 +156,7 @@ def stream(
     **body: Any,
 ) -> Streamed:
     """The same, streamed. A failure before the first byte has a status and an `error` of its own."""
+    _wait_for_rest(live)
     before = len(live.provider.requests)
     live.provider.reply(*scripts)
     request = _request(live, secret, headers or {}, {"stream": True, **body})
