@@ -140,6 +140,7 @@ async def codexsite(
         "CODEX_PROXY_WORKERS": str(workers),
         "CODEX_PROXY_MAX_CONCURRENCY": str(CLIENTS),
         "CODEX_PROXY_MAX_QUEUE_SIZE": "512",
+        "CODEX_PROXY_ALLOW_ROOT_AGENT": "1",  # where this runs as root, in a scratch folder of its own
         "CODEX_PROXY_QUEUE_TIMEOUT_SECONDS": "120",
     }
     manage = (sys.executable, str(CHECKOUT / "manage.py"))
