@@ -17,7 +17,7 @@ from proxy.engines.base import (
     ToolCalled,
     Usage,
 )
-from proxy.errors import AnswerIncomplete, TurnFailed
+from proxy.errors import AnswerIncomplete
 from proxy.stops import StopCutter
 from proxy.tools import check_arguments
 
@@ -169,13 +169,6 @@ class Answer:
                 for call in self.calls
             ]
         return message
-
-
-def broken_off() -> TurnFailed:
-    """Return the error of a stream whose text Codex would say again after a reconnect."""
-    return TurnFailed(
-        "The model provider's answer broke off before its end.", code="upstream_disconnected"
-    )
 
 
 def total_usage(usages: list[Usage | None]) -> Usage | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from audit.recorder import Record
 from proxy import policy
-from proxy.answers import Answer, broken_off, total_usage, usage_body
+from proxy.answers import Answer, total_usage, usage_body
 from proxy.asked import Asked, check_effort, check_images, tier_to_send
 from proxy.checked import run_checked
 from proxy.confining import Enclosure, enclose
@@ -37,6 +37,7 @@ from proxy.engines.base import (
     TurnStarted,
     UsageReported,
 )
+from proxy.engines.failures import broken_off
 from proxy.engines.running import RunningTurn
 from proxy.errors import (
     AnswerIncomplete,

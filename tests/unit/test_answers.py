@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proxy.answers import Answer, broken_off, total_usage, usage_body
+from proxy.answers import Answer, total_usage, usage_body
 from proxy.asked import understand
 from proxy.engines.base import (
     AnswerRestarted,
@@ -21,6 +21,7 @@ from proxy.engines.base import (
     TurnStarted,
     Usage,
 )
+from proxy.engines.failures import broken_off
 from proxy.errors import AnswerIncomplete, WorkerDied
 from proxy.schemas import ChatCompletionRequest
 from proxy.structured import AnswerInvalid
